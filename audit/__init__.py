@@ -1,0 +1,1 @@
+"""The audit around a training run: what makes a number believable."""

@@ -1,0 +1,186 @@
+"""The recipe: what DVC writes is what the trainer reads, and what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import ruamel.yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer import recipe as recipes
+from trainer.errors import RecipeError
+
+ROOT = Path(__file__).parents[2]
+
+
+def key_values() -> st.SearchStrategy[dict[str, Any]]:
+    """A typed value within range for some keys each; relations between keys are kept out of the way."""
+    free = [
+        name
+        for name in recipes.keys()
+        if name.startswith(("muon.", "adam.", "gptq.", "artifact.")) or name == "qk_gain"
+    ]
+    free += ["train.lr_floor", "train.clip", "train.replay", "corpus.path", "train.compile", "model.softcap"]
+    return st.lists(st.sampled_from(sorted(free)), unique=True).flatmap(
+        lambda names: st.fixed_dictionaries({name: one_value(name) for name in names})
+    )
+
+
+def one_value(name: str) -> st.SearchStrategy[Any]:
+    wanted, about = recipes._field_type(name), recipes.keys()[name].metadata
+    if get_origin(wanted) is Literal:
+        return st.sampled_from(get_args(wanted))
+    if wanted is bool:
+        return st.booleans()
+    if wanted is str:
+        return st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\x85\u2028\u2029\ufeff"))
+    low = about["above"] if about["low"] is None else about["low"]
+    high = 1e9 if about["high"] is None else about["high"]
+    if wanted is int:
+        return st.integers(int(low), int(high))
+    return st.floats(low, high, exclude_min=about["low"] is None, allow_subnormal=False)
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, dot, inner = name.partition(".")
+        if dot:
+            tree.setdefault(section, {})[inner] = value
+        else:
+            tree[section] = value
+    return tree
+
+
+@given(key_values())
+def test_what_dvc_writes_is_what_the_trainer_reads(
+    tmp_path_factory: pytest.TempPathFactory, flat: dict[str, Any]
+) -> None:
+    """Any typed value written in YAML 1.2, as `dvc exp run -S` does, is read back as the same typed value."""
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    stream = io.StringIO()
+    ruamel.yaml.YAML().dump({"scale": "cpu"} | nested(flat), stream)
+    path.write_text(stream.getvalue(), encoding="utf-8")
+    read = recipes.resolve(recipes.load(path))
+    expected = recipes.resolve({"scale": "cpu"} | flat)
+    assert read == expected
+    tree = recipes.as_dict(read)
+    for name, value in flat.items():
+        section, dot, inner = name.partition(".")
+        got = tree[section][inner] if dot else tree[section]
+        assert (type(got), got) == (type(value), value) or value == recipes.AUTO
+
+
+@pytest.mark.parametrize("text", ["0.00003", "3e-05", "3E-5", "3.0e-5"])
+def test_every_spelling_of_a_small_number_is_that_number(tmp_path: Path, text: str) -> None:
+    """YAML 1.1 takes `3e-05` for text; the recipe takes it for 0.00003."""
+    (tmp_path / "params.yaml").write_text(f"scale: cpu\nadam:\n  eps: {text}\n")
+    assert recipes.resolve(recipes.load(tmp_path / "params.yaml")).adam.eps == 3e-5
+
+
+@pytest.mark.parametrize("scale", recipes.SCALES)
+def test_resolving_a_resolved_recipe_changes_nothing(scale: str, tmp_path: Path) -> None:
+    """recipe.json, read again by any stage, is the recipe that was written."""
+    recipe = recipes.resolve({"scale": scale, "qk_gain": "5.0"})
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipes.as_dict(recipe)))
+    assert recipes.resolve(recipes.load(path), gpus=3) == recipe
+    assert recipes.from_dict(recipes.as_dict(recipe)) == recipe
+
+
+def test_params_yaml_names_every_key_and_changes_no_default() -> None:
+    """The committed params.yaml lists exactly the recipe's keys; what it does not leave to the scale is the default."""
+    flat = recipes.load(ROOT / "params.yaml")
+    assert list(flat) == list(recipes.keys())
+    for scale in recipes.SCALES:
+        assert recipes.resolve(flat | {"scale": scale}) == recipes.resolve({"scale": scale})
+
+
+def test_params_yaml_leaves_to_the_scale_what_the_scales_set() -> None:
+    """A key that a scale sets is `auto` in params.yaml, else the scale could never take effect."""
+    flat = recipes.load(ROOT / "params.yaml")
+    for scale, overlay in recipes.SCALES.items():
+        assert {name for name in overlay if flat[name] != recipes.AUTO} == set(), scale
+
+
+def test_dvc_yaml_declares_what_each_stage_reads() -> None:
+    """The parameters of each stage in dvc.yaml are `recipe.STAGES`, so no key that matters escapes DVC."""
+    stages = ruamel.yaml.YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    declared = {name: stages[name]["params"][0]["runs/recipe.json"] for name in recipes.STAGES}
+    assert declared == {name: list(names) for name, names in recipes.STAGES.items()}
+
+
+@pytest.mark.parametrize(("gpus", "scale"), [(0, "cpu"), (1, "1gpu"), (4, "1gpu"), (8, "8gpu"), (16, "8gpu")])
+def test_auto_takes_the_scale_of_the_machine(gpus: int, scale: str) -> None:
+    """The number of GPUs decides the scale where the recipe says auto."""
+    assert recipes.resolve({}, gpus=gpus).scale == scale
+
+
+def test_an_explicit_value_wins_over_the_scale() -> None:
+    """A key that is set is never overwritten by the scale."""
+    assert recipes.resolve({"scale": "cpu", "model.width": "64"}).model.width == 64
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("qkgain=5", "did you mean 'qk_gain'"),
+        ("weight_decay=0.1", "did you mean 'muon.weight_decay'"),
+        ("model.widht=64", "did you mean 'model.width'"),
+        ("qk_gain=fast", "got 'fast', expected a number"),
+        ("qk_gain=nan", "expected a number"),
+        ("qk_gain=-1", "expected more than 0"),
+        ("model.layers=5.5", "expected a whole number"),
+        ("model.layers=1", "expected at least 2"),
+        ("train.compile=maybe", "expected true or false"),
+        ("device=tpu", "expected cpu or cuda"),
+        ("scale=9gpu", "expected auto, 8gpu, 1gpu, cpu"),
+        ("dist.ranks=3", "expected a divisor of 8"),
+        ("seeds=[1, 1]", "expected different numbers"),
+        ("seeds=[]", "expected a list of whole numbers"),
+        ("model.heads=3", "heads must divide width"),
+        ("model.rope_dims=7", "expected an even number"),
+        ("loop.last=9", "first ≤ last < model.layers"),
+        ("eval.stride=60", "expected a divisor of train.sequence_length"),
+        ("train.steps=0", "training would never end"),
+        ("calibration.batches=9", "expected a multiple of 8"),
+        ("corpus.source=jsonl", "corpus.path is empty"),
+        ("corpus.documents=50", "expected more than corpus.validation_documents"),
+        ("model=3", "model is a section"),
+        ("qk_gain", "expected KEY=VALUE"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_by_name(override: str, said: str) -> None:
+    """Every refusal is one line that names the key, what was got and what is expected."""
+    with pytest.raises(RecipeError) as refused:
+        recipes.resolve(
+            {"scale": "cpu"}
+            | recipes.load(ROOT / "params.yaml", [override])
+            | ({} if override.startswith("scale") else {"scale": "cpu"})
+        )
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1, 2\n", "just text", "{}: 1", "3: 4", ""])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    """Lists, broken YAML, bare text, odd keys and empty files give one line, not a trace."""
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(RecipeError) as refused:
+        recipes.load(tmp_path / "params.yaml")
+    assert "\n" not in str(refused.value)
+
+
+def test_the_digest_of_a_stage_moves_with_its_keys_alone() -> None:
+    """qk_gain changes what train reads and not what evaluate reads; seeds change neither."""
+    base, gain, seeds = (
+        recipes.resolve({"scale": "cpu"} | more) for more in ({}, {"qk_gain": "5"}, {"seeds": ["1", "2"]})
+    )
+    assert recipes.digest(base, stage="train") != recipes.digest(gain, stage="train")
+    assert recipes.digest(base, stage="evaluate") == recipes.digest(gain, stage="evaluate")
+    assert all(recipes.digest(base, stage=stage) == recipes.digest(seeds, stage=stage) for stage in recipes.STAGES)

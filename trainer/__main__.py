@@ -1,0 +1,235 @@
+"""The command line of the trainer: `golf-train`, or `python -m trainer`.
+
+Exit codes: 0 done, 64 wrong usage, 65 bad input (a recipe, data or an artifact that can't be used), 70 a bug of ours,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from trainer import recipe as recipes
+from trainer.errors import GolfError
+from trainer.files import write_json
+from trainer.layout import Layout
+
+if TYPE_CHECKING:
+    from trainer.recipe import Recipe
+
+
+class Setting(click.ParamType):
+    """KEY=VALUE of the recipe; completes the key."""
+
+    name = "KEY=VALUE"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [
+            CompletionItem(f"{name}=", help=field.metadata["doc"])
+            for name, field in recipes.keys().items()
+            if name.startswith(incomplete)
+        ]
+
+
+Command = Callable[..., Any]
+
+
+def recipe_options(command: Command) -> Command:
+    """`--config`, `--set` and `--runs`, the same for every stage."""
+    for option in (
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            type=Setting(),
+            help="Change one key of the recipe, e.g. --set qk_gain=5.0. Repeatable.",
+        ),
+        click.option(
+            "--config", type=click.Path(path_type=Path), help="The recipe. Default: recipe.json in the --runs folder."
+        ),
+        click.option(
+            "--runs",
+            type=click.Path(path_type=Path),
+            default=Path("runs"),
+            show_default=True,
+            help="The folder of the run.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+seed_option = click.option("--seed", type=int, required=True, help="The seed of the run.")
+
+
+def the_recipe(runs: Path, config: Path | None, overrides: tuple[str, ...]) -> tuple[Layout, Recipe]:
+    layout = Layout(runs)
+    flat = recipes.load(config or layout.recipe, overrides)
+    return layout, recipes.resolve(flat, gpus=0 if "scale" in flat and flat["scale"] != "auto" else count_gpus())
+
+
+def count_gpus() -> int:
+    """GPUs of this machine, found without importing torch: the driver's list, else nvidia-smi, else none."""
+    listed = glob.glob("/proc/driver/nvidia/gpus/*")
+    if listed or not shutil.which("nvidia-smi"):
+        return len(listed)
+    answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if answer.returncode == 0 else 0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("-v", "--verbose", is_flag=True, help="Show the trace of an error.")
+@click.version_option(package_name="golf-audit")
+def cli(verbose: bool) -> None:
+    """Train, quantize and score a Parameter Golf model, stage by stage.
+
+    \b
+    Example: the whole of one small run in /tmp/golf
+      golf-train resolve --config params.yaml --set scale=cpu --runs /tmp/golf
+      golf-train data --runs /tmp/golf
+      golf-train train --seed 42 --runs /tmp/golf
+      golf-train quantize --seed 42 --runs /tmp/golf
+      golf-train evaluate --seed 42 --runs /tmp/golf
+    """
+
+
+@cli.command()
+@recipe_options
+def resolve(runs: Path, config: Path | None, overrides: tuple[str, ...]) -> None:
+    """Fill in the recipe for this machine and write it as recipe.json.
+
+    \b
+    Example:
+      golf-train resolve --config params.yaml --set scale=cpu --set qk_gain=5.0
+    """
+    layout, recipe = the_recipe(runs, config or Path("params.yaml"), overrides)
+    write_json(layout.recipe, recipes.as_dict(recipe))
+    click.echo(f"{layout.recipe}: scale {recipe.scale}, {recipe.dist.ranks} x {recipe.device}, seeds {recipe.seeds}")
+
+
+@cli.command()
+@recipe_options
+def data(runs: Path, config: Path | None, overrides: tuple[str, ...]) -> None:
+    """Make tokenizer and token shards from documents, or fetch the published ones.
+
+    \b
+    Example:
+      golf-train data --set corpus.source=jsonl --set corpus.path=documents.jsonl
+    """
+    layout, recipe = the_recipe(runs, config, overrides)
+    from trainer import stages
+
+    stages.data(layout, recipe)
+
+
+@cli.command()
+@seed_option
+@recipe_options
+def train(seed: int, runs: Path, config: Path | None, overrides: tuple[str, ...]) -> None:
+    """Train one seed and collect its Hessians. Goes on from a checkpoint if there is one of the same inputs.
+
+    \b
+    Example:
+      golf-train train --seed 42 --set train.steps=20
+    """
+    layout, recipe = the_recipe(runs, config, overrides)
+    from trainer import stages
+
+    stages.train(layout, recipe, seed)
+
+
+@cli.command()
+@seed_option
+@recipe_options
+def quantize(seed: int, runs: Path, config: Path | None, overrides: tuple[str, ...]) -> None:
+    """Quantize trained weights and write the artifact.
+
+    \b
+    Example:
+      golf-train quantize --seed 42 --set gptq.matrix_k=12
+    """
+    layout, recipe = the_recipe(runs, config, overrides)
+    from trainer import stages
+
+    stages.quantize(layout, recipe, seed)
+
+
+@cli.command()
+@seed_option
+@recipe_options
+def evaluate(seed: int, runs: Path, config: Path | None, overrides: tuple[str, ...]) -> None:
+    """Score the artifact on disk: bits per byte by sequential and by sliding windows.
+
+    \b
+    Example:
+      golf-train evaluate --seed 42 --set eval.stride=32
+    """
+    layout, recipe = the_recipe(runs, config, overrides)
+    from trainer import stages
+
+    stages.evaluate(layout, recipe, seed)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("stage", type=click.Choice(["train", "evaluate"]))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def launch(context: click.Context, stage: str, arguments: tuple[str, ...]) -> None:
+    """Start a stage with as many processes as the recipe says (dist.ranks), by torchrun if more than one.
+
+    \b
+    Example:
+      golf-train launch train --seed 42
+    """
+    command = {"train": train, "evaluate": evaluate}[stage]
+    given = command.make_context(f"golf-train {stage}", list(arguments), parent=context).params
+    _, recipe = the_recipe(given["runs"], given["config"], given["overrides"])
+    module = ["-m", "trainer", stage, *arguments]
+    if recipe.dist.ranks > 1:
+        processes = f"--nproc_per_node={recipe.dist.ranks}"
+        module = ["-m", "torch.distributed.run", "--standalone", processes, *module]
+        # torchrun would choose one thread a process and warn at length; the recipe decides.
+        os.environ["OMP_NUM_THREADS"] = str(recipe.dist.threads)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *module])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    verbose = "-v" in given or "--verbose" in given
+    try:
+        cli.main(args=given, prog_name="golf-train", standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(64)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except GolfError as error:
+        if verbose:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        sys.exit(65)
+    except Exception as error:  # noqa: BLE001 - the last boundary: one line, and a code of its own
+        if verbose:
+            traceback.print_exc()
+        click.echo(f"internal error: {type(error).__name__}: {error}; run again with -v for the trace", err=True)
+        sys.exit(70)
+
+
+if __name__ == "__main__":
+    main()

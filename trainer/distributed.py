@@ -1,0 +1,107 @@
+"""The processes of a run: `torchrun`'s ranks, or the one process there is.
+
+`World` wraps the few collectives that the trainer needs. On one process they do nothing, so the code above is the same
+at every scale. Every collective made here moves `collectives` by one on all ranks alike: that counter, never a clock,
+orders events of different ranks (two events are ordered only if a collective of both lies between them).
+
+These are the only environment variables the trainer reads: torchrun's RANK, WORLD_SIZE, LOCAL_RANK.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from trainer.errors import ResourceError
+from trainer.recipe import VIRTUAL_RANKS, Recipe
+
+
+@dataclasses.dataclass
+class World:
+    """This process among the others. `group` carries tensors on `device`, `control` carries decisions on the CPU."""
+
+    rank: int
+    size: int
+    device: torch.device
+    group: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
+    collectives: int = 0
+
+    @property
+    def leader(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def virtual_ranks(self) -> tuple[int, ...]:
+        """The virtual ranks whose sequences this process trains on: r, r + R, …"""
+        return tuple(range(self.rank, VIRTUAL_RANKS, self.size))
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor of `device` over all ranks, in place."""
+        self.collectives += 1
+        if self.group is not None:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def broadcast(self, values: list[float]) -> list[float]:
+        """The leader's float64 values on every rank. Goes over the CPU, so it never waits for a GPU's queue."""
+        self.collectives += 1
+        if self.control is None:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.broadcast(tensor, src=0, group=self.control)
+        return [float(value) for value in tensor]
+
+    def gather(self, text: str) -> list[str]:
+        """One short ASCII text (up to 128 characters) of every rank, in rank order, on every rank."""
+        self.collectives += 1
+        if self.control is None:
+            return [text]
+        mine = torch.zeros(128, dtype=torch.uint8)
+        mine[: len(text)] = torch.frombuffer(bytearray(text, "ascii"), dtype=torch.uint8)
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(rows, mine, group=self.control)
+        return [bytes(row.tolist()).rstrip(b"\0").decode("ascii") for row in rows]
+
+    def barrier(self) -> None:
+        """Return when all ranks are here."""
+        self.gather("")
+
+
+@contextmanager
+def world(recipe: Recipe) -> Iterator[World]:
+    """Join the other ranks, set threads and device, leave at the end.
+
+    Raises ResourceError if the number of processes is not the recipe's, or the device is missing.
+    """
+    size, rank, local = (int(os.environ.get(name, value)) for name, value in _TORCHRUN)
+    if size != recipe.dist.ranks:
+        raise ResourceError(
+            f"{size} processes run but dist.ranks is {recipe.dist.ranks}; start with `golf-train launch`, "
+            f"or torchrun --nproc_per_node={recipe.dist.ranks}"
+        )
+    device = torch.device(recipe.device, local) if recipe.device == "cuda" else torch.device("cpu")
+    torch.set_num_threads(recipe.dist.threads)
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ResourceError(
+                f"device is cuda but rank {rank} finds {torch.cuda.device_count()} GPUs; set device=cpu or scale=cpu"
+            )
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(rank=0, size=1, device=device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        control = dist.new_group(backend="gloo")
+        yield World(rank=rank, size=size, device=device, group=dist.group.WORLD, control=control)
+    finally:
+        dist.destroy_process_group()
+
+
+_TORCHRUN = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))

@@ -1,0 +1,62 @@
+"""Where a run's files lie. One place, so that stages find each other's outputs.
+
+Whatever depends on clock, host or path lies below `clock/` in folders named `clock.*`; everything else is the same
+bytes on every run of the same inputs on the same machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainer.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The folder of a run (`runs/` in the pipeline) and the paths below it."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.json"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    def stage(self, stage: str, seed: int) -> Path:
+        """The output folder of one seed of a stage: `train`, `quantize` or `evaluate`."""
+        return self.root / stage / str(seed)
+
+    def resume(self, seed: int) -> Path:
+        """Checkpoints of a training that has not finished; removed when it has."""
+        return self.root / "train" / f".{seed}.resume"
+
+    def clock(self, stage: str, seed: int | None = None) -> Path:
+        """What a stage leaves that depends on the clock: log and times."""
+        return self.root / "clock" / ("clock." + stage + ("" if seed is None else f".{seed}"))
+
+
+@contextmanager
+def whole_folder(path: Path, *, leader: bool = True) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill; renamed to `path` at the end, so `path` is whole or absent.
+
+    What an interrupted run left under the temporary name is removed first. If the body raises, the temporary folder
+    stays for a look (its name begins with a dot) and `path` does not appear. Ranks other than the leader only get the
+    temporary path. Raises DataError if `path` exists and is not empty: results are never overwritten.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    if leader:
+        if path.exists() and any(path.iterdir()):
+            raise DataError(f"{path} is not empty; remove it or choose another --runs folder")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    yield temporary
+    if leader:
+        path.exists() and path.rmdir()
+        temporary.rename(path)

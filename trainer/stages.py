@@ -1,0 +1,228 @@
+"""The stages of the pipeline, each a function of a run's folder and a recipe.
+
+    resolve → data → train@seed → quantize@seed → evaluate@seed
+
+A stage reads what the one before wrote, writes into a temporary folder and renames it at the end, so a killed stage
+leaves nothing that looks finished. Numbers and bytes that repeat go to the stage's folder; log and times go to a
+`clock.*` folder (`trainer.layout`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import artifact, checkpoint, gptq, source
+from trainer import data as splits
+from trainer import recipe as recipes
+from trainer.data import DataSet
+from trainer.distributed import World, world
+from trainer.errors import ArtifactError, ResourceError
+from trainer.files import read_json, sha256_file, write_json
+from trainer.layout import Layout, whole_folder
+from trainer.model import GPT
+from trainer.recipe import Recipe
+from trainer.runlog import RunLog, run_log
+from trainer.scoring import Score, Targets, score
+from trainer.training import Training, describe
+
+
+@contextmanager
+def stage_folders(
+    layout: Layout, stage: str, seed: int | None, out: Path, *, ranks: World | None = None
+) -> Iterator[tuple[Path, RunLog]]:
+    """The folder to write a stage's outputs into, and its log. Other ranks than the leader write neither."""
+    leader = ranks is None or ranks.leader
+    clock = layout.clock(stage, seed)
+    logs = whole_folder(clock, leader=leader) if leader else nullcontext(None)
+    with logs as log_folder, run_log(log_folder, stage=stage, seed=seed) as log:
+        with whole_folder(out, leader=leader) as folder:
+            if ranks is not None:
+                ranks.barrier()
+            yield folder, log
+
+
+@contextmanager
+def memory(remedy: str) -> Iterator[None]:
+    """Turn a GPU out of memory into one line that says what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"GPU out of memory ({str(error).split('.')[0]}); {remedy}") from None
+
+
+def data(layout: Layout, recipe: Recipe) -> None:
+    """Documents to token shards, tokenizer and facts."""
+    with stage_folders(layout, "data", None, layout.data) as (folder, log):
+        facts = splits.build(recipe, folder, log=log)
+        for name, split in facts["splits"].items():
+            log.line(f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {split['bytes']:,} bytes")
+        log.line(f"a bigram model reaches {facts['bigram_val_bpb']:.4f} bits per byte on validation")
+
+
+def train(layout: Layout, recipe: Recipe, seed: int) -> None:
+    """Weights, Hessians, calibration sequences, schedule and curves of one seed."""
+    torch.use_deterministic_algorithms(recipe.device == "cpu")
+    with (
+        world(recipe) as ranks,
+        stage_folders(layout, "train", seed, layout.stage("train", seed), ranks=ranks) as (folder, log),
+        memory("lower train.micro_sequences"),
+    ):
+        with log.phase("setup"):
+            dataset = DataSet.open(layout.data, recipe)
+            training = Training(recipe, dataset, ranks, seed=seed, log=log)
+        log.line(
+            f"seed {seed}: {sum(p.numel() for p in training.gpt.parameters()):,} parameters on {ranks.size} x "
+            f"{ranks.device.type}, {training.tokens_per_step:,} tokens a step"
+        )
+        training.run(folder, layout.resume(seed))
+    if ranks.leader:
+        clear(layout.resume(seed))
+
+
+def clear(folder: Path) -> None:
+    """Remove the checkpoints of a training that has finished."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
+    """The submission's model file, from weights and Hessians; opens no token shard."""
+    torch.set_num_threads(recipe.dist.threads)
+    trained = layout.stage("train", seed)
+    with stage_folders(layout, "quantize", seed, layout.stage("quantize", seed)) as (folder, log):
+        with log.phase("setup"):
+            training = read_json(trained / "metrics.json", remedy=f"run `dvc repro train@{seed}`")
+            state, _ = checkpoint.load(trained / "model.safetensors")
+            hessians, about = checkpoint.load(trained / "hessians.safetensors")
+        with log.phase("quantize"):
+            model = gptq.quantize_model(state, hessians, json.loads(about["sites"]), recipe.gptq)
+        lineage = {name: training[name] for name in ("recipe_digest", "data_digest")}
+        metadata = {"seed": seed, "train": lineage, "quantize": recipes.digest(recipe, stage="quantize")}
+        path = folder / "model.golf"
+        with log.phase("compress"):
+            artifact.write(path, model, metadata=metadata, quality=recipe.artifact.quality)
+        with log.phase("read back"):
+            check_same(model, artifact.read(path)[0])
+        digest = sha256_file(path)
+        sys.audit("golf.artifact", str(path), digest, path.stat().st_size)
+        sizes = {
+            "model_bytes": path.stat().st_size,
+            "code_bytes": source.packed_size(),
+            "limit_bytes": recipe.artifact.limit_bytes,
+        }
+        total = sizes["model_bytes"] + sizes["code_bytes"]
+        metrics = {
+            "seed": seed,
+            "recipe_digest": recipes.digest(recipe, stage="quantize"),
+            "artifact_sha256": digest,
+            **sizes,
+            "total_bytes": total,
+            "parameters": training["parameters"],
+        }
+        write_json(folder / "metrics.json", metrics)
+        over = "over" if total > recipe.artifact.limit_bytes else "under"
+        log.line(
+            f"seed {seed}: model {sizes['model_bytes']:,} bytes + code {sizes['code_bytes']:,} = {total:,}, "
+            f"{abs(recipe.artifact.limit_bytes - total):,} {over} the limit"
+        )
+
+
+def check_same(written: gptq.QuantizedModel, read: gptq.QuantizedModel) -> None:
+    """What was read back from disk must be what was written, tensor by tensor."""
+    before, after = gptq.dequantize_model(written), gptq.dequantize_model(read)
+    differing = [name for name in before | after if name not in after or not torch.equal(before[name], after[name])]
+    if differing:
+        raise ArtifactError(f"the artifact reads back differently in {', '.join(differing)}; don't use it")
+
+
+def evaluate(layout: Layout, recipe: Recipe, seed: int) -> None:
+    """Bits per byte of the artifact as it lies on disk: sequential and sliding windows."""
+    torch.use_deterministic_algorithms(recipe.device == "cpu")
+    with (
+        world(recipe) as ranks,
+        stage_folders(layout, "evaluate", seed, layout.stage("evaluate", seed), ranks=ranks) as (folder, log),
+        memory("lower eval.batch_windows"),
+    ):
+        with log.phase("setup"):
+            dataset = DataSet.open(layout.data, recipe)
+            gpt, metadata, digest = submitted(layout.stage("quantize", seed) / "model.golf", recipe)
+            gpt.to(ranks.device)
+            targets = Targets.of(dataset, length=recipe.train.sequence_length)
+        found = {}
+        for label, stride in (("sequential", recipe.train.sequence_length), ("sliding", recipe.eval.stride)):
+            with log.phase(label):
+                found[label] = score(
+                    gpt,
+                    targets,
+                    length=recipe.train.sequence_length,
+                    stride=stride,
+                    batch=recipe.eval.batch_windows,
+                    world=ranks,
+                    label=label,
+                    progress=lambda done, total, label=label: log.progress(done, total, what=f"{label}, seed {seed}"),
+                )
+            log.line(f"{label}: {describe(found[label])}")
+        if ranks.leader:
+            metrics = evaluation(layout, recipe, seed, found, metadata, digest, dataset)
+            write_json(folder / "metrics.json", metrics)
+            log.line(
+                f"seed {seed}: {metrics['val_bpb']:.4f} bits per byte is {metrics['share_of_first']:.1%} of the first "
+                f"evaluation's and {metrics['margin_under_bigram_bpb']:.4f} under a bigram model's"
+            )
+
+
+def submitted(path: Path, recipe: Recipe) -> tuple[GPT, dict[str, Any], str]:
+    """The model in an artifact, its metadata and digest. Raises ArtifactError if it does not fit the recipe."""
+    model, metadata = artifact.read(path)
+    gpt = GPT(recipe, seed=0)
+    try:
+        gpt.load_state_dict(gptq.dequantize_model(model), strict=True)
+    except RuntimeError as error:
+        raise ArtifactError(f"{path} does not fit the recipe: {' '.join(str(error).split())}") from None
+    sys.audit("golf.weights", "artifact loaded")
+    return gpt, metadata, sha256_file(path)
+
+
+def evaluation(
+    layout: Layout,
+    recipe: Recipe,
+    seed: int,
+    found: dict[str, Score],
+    metadata: dict[str, Any],
+    digest: str,
+    dataset: DataSet,
+) -> dict[str, Any]:
+    """The metrics of the stage, with what they are compared to. `recipe_digest` covers the stages before as well."""
+    training = read_json(layout.stage("train", seed) / "metrics.json", remedy=f"run `dvc repro train@{seed}`")
+    quantized = read_json(layout.stage("quantize", seed) / "metrics.json", remedy=f"run `dvc repro quantize@{seed}`")
+    if metadata.get("seed") != seed or quantized["artifact_sha256"] != digest:
+        raise ArtifactError(
+            f"the artifact is of seed {metadata.get('seed')} with {digest}, expected seed {seed} with "
+            f"{quantized['artifact_sha256']}; run `dvc repro quantize@{seed}`"
+        )
+    lineage = [metadata["train"], metadata["quantize"], recipes.digest(recipe, stage="evaluate")]
+    sliding, bigram = found["sliding"], dataset.facts["bigram_val_bpb"]
+    return {
+        "seed": seed,
+        "recipe_digest": "sha256:" + hashlib.sha256(json.dumps(lineage, sort_keys=True).encode()).hexdigest(),
+        "artifact_sha256": digest,
+        "total_bytes": quantized["total_bytes"],
+        "val_bpb": sliding.val_bpb,
+        "val_loss_nats": sliding.val_loss_nats,
+        "sequential": found["sequential"].as_dict(),
+        "sliding": sliding.as_dict(),
+        "pre_quant_val_bpb": training["pre_quant_val_bpb"],
+        "first_val_bpb": training["first_val_bpb"],
+        "bigram_val_bpb": bigram,
+        "share_of_first": sliding.val_bpb / training["first_val_bpb"],
+        "margin_under_bigram_bpb": bigram - sliding.val_bpb,
+    }
