@@ -127,9 +127,14 @@ def data(runs: Path, config: Path | None, overrides: tuple[str, ...]) -> None:
       golf-train data --set corpus.source=jsonl --set corpus.path=documents.jsonl
     """
     layout, recipe = the_recipe(runs, config, overrides)
-    from trainer import stages
+    from trainer.data import build
+    from trainer.runlog import stage_folders
 
-    stages.data(layout, recipe)
+    with stage_folders(layout, "data", None, layout.data) as (folder, log):
+        facts = build(recipe, folder, log=log)
+        for name, split in facts["splits"].items():
+            log.line(f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {split['bytes']:,} bytes")
+        log.line(f"a bigram model reaches {facts['bigram_val_bpb']:.4f} bits per byte on validation")
 
 
 @cli.command()

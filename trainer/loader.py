@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from trainer.data import Shard
+from trainer.shards import Shard
 from trainer.errors import DataError
 from trainer.recipe import VIRTUAL_RANKS
 

@@ -12,11 +12,12 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from trainer.files import write_json
+from trainer.layout import Layout, whole_folder
 
 
 class RunLog:
@@ -113,3 +114,20 @@ def run_log(folder: Path | None, *, stage: str, seed: int | None) -> Iterator[Ru
         log.close_bar()
         raise
     log.close()
+
+
+@contextmanager
+def stage_folders(
+    layout: Layout, stage: str, seed: int | None, out: Path, *, leader: bool = True
+) -> Iterator[tuple[Path, RunLog]]:
+    """The folder to write a stage's outputs into, and its log; both appear under their names when the body is done.
+
+    Ranks other than the leader write neither.
+    """
+    logs = whole_folder(layout.clock(stage, seed)) if leader else nullcontext(None)
+    with (
+        logs as log_folder,
+        run_log(log_folder, stage=stage, seed=seed) as log,
+        whole_folder(out, leader=leader) as folder,
+    ):
+        yield folder, log

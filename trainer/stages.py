@@ -1,6 +1,6 @@
-"""The stages of the pipeline, each a function of a run's folder and a recipe.
+"""The stages of one seed, each a function of a run's folder and a recipe.
 
-    resolve → data → train@seed → quantize@seed → evaluate@seed
+    train@seed → quantize@seed → evaluate@seed
 
 A stage reads what the one before wrote, writes into a temporary folder and renames it at the end, so a killed stage
 leaves nothing that looks finished. Numbers and bytes that repeat go to the stage's folder; log and times go to a
@@ -11,42 +11,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer import artifact, checkpoint, gptq, source
-from trainer import data as splits
 from trainer import recipe as recipes
 from trainer.data import DataSet
-from trainer.distributed import World, world
+from trainer.distributed import world
 from trainer.errors import ArtifactError, ResourceError
 from trainer.files import read_json, sha256_file, write_json
-from trainer.layout import Layout, whole_folder
+from trainer.layout import Layout
 from trainer.model import GPT
 from trainer.recipe import Recipe
-from trainer.runlog import RunLog, run_log
+from trainer.runlog import stage_folders
 from trainer.scoring import Score, Targets, score
 from trainer.training import Training, describe
-
-
-@contextmanager
-def stage_folders(
-    layout: Layout, stage: str, seed: int | None, out: Path, *, ranks: World | None = None
-) -> Iterator[tuple[Path, RunLog]]:
-    """The folder to write a stage's outputs into, and its log. Other ranks than the leader write neither."""
-    leader = ranks is None or ranks.leader
-    clock = layout.clock(stage, seed)
-    logs = whole_folder(clock, leader=leader) if leader else nullcontext(None)
-    with logs as log_folder, run_log(log_folder, stage=stage, seed=seed) as log:
-        with whole_folder(out, leader=leader) as folder:
-            if ranks is not None:
-                ranks.barrier()
-            yield folder, log
 
 
 @contextmanager
@@ -58,23 +43,15 @@ def memory(remedy: str) -> Iterator[None]:
         raise ResourceError(f"GPU out of memory ({str(error).split('.')[0]}); {remedy}") from None
 
 
-def data(layout: Layout, recipe: Recipe) -> None:
-    """Documents to token shards, tokenizer and facts."""
-    with stage_folders(layout, "data", None, layout.data) as (folder, log):
-        facts = splits.build(recipe, folder, log=log)
-        for name, split in facts["splits"].items():
-            log.line(f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {split['bytes']:,} bytes")
-        log.line(f"a bigram model reaches {facts['bigram_val_bpb']:.4f} bits per byte on validation")
-
-
 def train(layout: Layout, recipe: Recipe, seed: int) -> None:
     """Weights, Hessians, calibration sequences, schedule and curves of one seed."""
     torch.use_deterministic_algorithms(recipe.device == "cpu")
     with (
         world(recipe) as ranks,
-        stage_folders(layout, "train", seed, layout.stage("train", seed), ranks=ranks) as (folder, log),
+        stage_folders(layout, "train", seed, layout.stage("train", seed), leader=ranks.leader) as (folder, log),
         memory("lower train.micro_sequences"),
     ):
+        ranks.barrier()  # the leader has made the folders
         with log.phase("setup"):
             dataset = DataSet.open(layout.data, recipe)
             training = Training(recipe, dataset, ranks, seed=seed, log=log)
@@ -84,14 +61,8 @@ def train(layout: Layout, recipe: Recipe, seed: int) -> None:
         )
         training.run(folder, layout.resume(seed))
     if ranks.leader:
-        clear(layout.resume(seed))
-
-
-def clear(folder: Path) -> None:
-    """Remove the checkpoints of a training that has finished."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+        # The outputs are in place, so the checkpoints have done their work.
+        shutil.rmtree(layout.resume(seed), ignore_errors=True)
 
 
 def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
@@ -149,9 +120,10 @@ def evaluate(layout: Layout, recipe: Recipe, seed: int) -> None:
     torch.use_deterministic_algorithms(recipe.device == "cpu")
     with (
         world(recipe) as ranks,
-        stage_folders(layout, "evaluate", seed, layout.stage("evaluate", seed), ranks=ranks) as (folder, log),
+        stage_folders(layout, "evaluate", seed, layout.stage("evaluate", seed), leader=ranks.leader) as (folder, log),
         memory("lower eval.batch_windows"),
     ):
+        ranks.barrier()  # the leader has made the folders
         with log.phase("setup"):
             dataset = DataSet.open(layout.data, recipe)
             gpt, metadata, digest = submitted(layout.stage("quantize", seed) / "model.golf", recipe)

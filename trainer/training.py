@@ -227,8 +227,7 @@ class Training:
         if self.world.device.type == "cuda":
             self.log.measured["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
         with self.log.phase("writing"):
-            metrics = self.write(out, steps, final, hessian)
-        return metrics
+            return self.write(out, steps, final, hessian)
 
     def train(self, step: int, spent: float, folder: Path) -> tuple[int, float]:
         """The loop, from `step` to the end that the schedule decides: (steps done, seconds on the training clock)."""
@@ -325,7 +324,7 @@ class Training:
             "pre_quant_val_bpb": final.val_bpb,
             "pre_quant_val_loss_nats": final.val_loss_nats,
             "calibration_sequences": self.recipe.calibration.batches * self.recipe.calibration.sequences,
-            "attention": attention_backend(self.world.device),
+            "attention": attention_backend(self.world.device.type),
             "weights_digest": fingerprint(self.gpt),
             "leader_draws_digest": "sha256:" + self.draws.hexdigest(),
         }

@@ -1,0 +1,242 @@
+"""The report as Markdown (GitHub's dialect): `render(report) -> str`.
+
+Python makes the tables, every cell of which is escaped; `report.md.j2` holds the prose and the order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from audit import stats
+from audit.report import text
+from audit.report.model import Report
+from audit.runs import STAGES, Clock, SeedRun, SplitFacts
+
+SWEPT = (
+    "model.layers",
+    "model.width",
+    "loop.extra_passes",
+    "muon.lr",
+    "train.steps",
+    "train.seconds",
+    "train.sequence_length",
+    "gptq.matrix_bits",
+    "gptq.embed_bits",
+    "gptq.matrix_k",
+    "gptq.embed_k",
+    "eval.stride",
+)
+"""Keys of sections that people sweep most; those at the top level are all shown."""
+
+PER_SEED: tuple[tuple[str, Callable[[SeedRun], float], text.Format], ...] = (
+    ("first", lambda run: run.evaluate.first_val_bpb, text.decimals),
+    ("before quantization", lambda run: run.evaluate.pre_quant_val_bpb, text.decimals),
+    ("after, sequential", lambda run: run.evaluate.sequential.val_bpb, text.decimals),
+    ("after, sliding", lambda run: run.evaluate.sliding.val_bpb, text.decimals),
+    ("loss, nats", lambda run: run.evaluate.val_loss_nats, text.decimals),
+    ("share of first", lambda run: run.evaluate.share_of_first, text.share),
+    ("under bigram", lambda run: run.evaluate.margin_under_bigram_bpb, text.decimals),
+    ("steps", lambda run: run.train.steps, text.count),
+    ("artifact bytes", lambda run: run.quantize.total_bytes, text.count),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and rows of cells that are Markdown already; `left` columns are aligned left, the others right."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+
+    def __str__(self) -> str:
+        if any(len(row) != len(self.header) for row in self.rows):
+            raise ValueError(f"a row of another width than the header {self.header}")
+        rule = [":--" if i < self.left else "--:" for i in range(len(self.header))]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.rows))
+
+
+def plain(value: object) -> str:
+    """Text that Markdown shows as it is: in one line, with every character of meaning escaped."""
+    line = " ".join(str(value).split())
+    line = re.sub(r"[&<>]", lambda hit: {"&": "&amp;", "<": "&lt;", ">": "&gt;"}[hit[0]], line)
+    return re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", line)
+
+
+def code(value: object) -> str:
+    """Text in the font of code."""
+    return f"<code>{plain(value)}</code>"
+
+
+def fence(content: str, language: str) -> str:
+    """A fenced block, its fence longer than any run of backticks inside."""
+    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", content)), default=0))
+    return f"{ticks}{language}\n{content}\n{ticks}"
+
+
+def render(report: Report, *, plot: str) -> str:
+    """The report; `plot` is the path of the loss curves relative to it."""
+    run, mean, std = report.run, report.aggregate.mean, report.aggregate.std
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML: `plain` and `code` escape
+    )
+    environment.filters |= {"plain": plain, "code": code}
+    return environment.get_template("report.md.j2").render(
+        report=report,
+        run=run,
+        plot=plot,
+        score=text.mean_and_std(mean["val_bpb"], std["val_bpb"], text.decimals),
+        loss=text.mean_and_std(mean["val_loss_nats"], std["val_loss_nats"], text.decimals),
+        largest=text.count(max(seed.quantize.total_bytes for seed in run.seeds)),
+        limit=text.count(run.seeds[0].quantize.limit_bytes),
+        stride=run.seeds[0].evaluate.sliding.stride,
+        bigram=text.decimals(run.data.bigram_val_bpb),
+        seed_table=seed_table(report),
+        size_table=size_table(run.seeds),
+        recipe_table=recipe_table(report),
+        recipe_json=fence(json.dumps(run.recipe.tree, indent=2, ensure_ascii=False), "json"),
+        split_table=split_table(report),
+        per_original_byte=per_original_byte(report),
+        shard_table=shard_table(report),
+        digest_table=digest_table(report),
+        time_table=time_table(run.seeds),
+        measured_table=measured_table(run.seeds),
+        data_seconds=text.seconds(run.data_clock.total_seconds),
+    )
+
+
+def seed_table(report: Report) -> Table:
+    """One row a seed, and the mean ± sample standard deviation."""
+    runs = report.run.seeds
+    rows = [[str(run.seed), *(form(value(run)) for _, value, form in PER_SEED)] for run in runs]
+    last = [text.mean_and_std(*stats.mean_and_std([value(run) for run in runs]), form) for _, value, form in PER_SEED]
+    return Table(["seed", *(title for title, _, _ in PER_SEED)], [*rows, _bold([text.mean_label(len(runs)), *last])])
+
+
+def _bold(cells: Iterable[str]) -> list[str]:
+    return [f"**{cell}**" for cell in cells]
+
+
+def size_table(runs: Sequence[SeedRun]) -> Table:
+    """Model, code and total of each seed against the limit."""
+    rows = []
+    for run in runs:
+        size = run.quantize
+        room = size.limit_bytes - size.total_bytes
+        cells = (size.model_bytes, size.code_bytes, size.total_bytes, size.limit_bytes)
+        left = text.count(room) if room >= 0 else f"**{text.count(-room)} over**"
+        bits = text.decimals(size.model_bytes * 8 / size.parameters) if size.parameters else "–"
+        rows.append([str(run.seed), *map(text.count, cells), left, text.count(size.parameters), bits])
+    header = ["seed", "model", "code", "total", "limit", "headroom", "parameters", "bits per parameter"]
+    return Table(header, rows)
+
+
+def recipe_table(report: Report) -> Table:
+    """The keys at the top level, then those of `SWEPT` that the recipe has."""
+    recipe = report.run.recipe
+    top = {name: value for name, value in recipe.tree.items() if not isinstance(value, dict)}
+    inner = {name: recipe.get(name) for name in SWEPT if recipe.get(name) is not None}
+    rows = [[code(name), plain(json.dumps(value, ensure_ascii=False))] for name, value in (top | inner).items()]
+    return Table(["key", "value"], rows, left=2)
+
+
+def split_table(report: Report) -> Table:
+    """Documents, tokens and bytes of both splits."""
+
+    def row(name: str, split: SplitFacts) -> list[str]:
+        counts = (split.documents, split.tokens, split.bytes, split.original_bytes)
+        ratio = f"{split.bytes / split.original_bytes:.6f}" if split.bytes and split.original_bytes else "not known"
+        width = f"{split.bytes / split.tokens:.3f}" if split.bytes else "not known"
+        cells = ("not known" if value is None else text.count(value) for value in counts)
+        return [name, *cells, ratio, width, text.count(len(split.shards))]
+
+    header = ["split", "documents", "tokens", "bytes", "original bytes", "bytes / original", "bytes / token", "shards"]
+    return Table(header, [row("train", report.run.data.splits.train), row("val", report.run.data.splits.val)])
+
+
+def per_original_byte(report: Report) -> str | None:
+    """The mean score per byte of the original validation text; None where its bytes are not known."""
+    split = report.run.data.splits.val
+    if not split.bytes or not split.original_bytes:
+        return None
+    return text.decimals(report.aggregate.mean["val_bpb"] * split.bytes / split.original_bytes)
+
+
+def shard_table(report: Report) -> Table:
+    """Every shard with its tokens and digest."""
+    splits = (("train", report.run.data.splits.train), ("val", report.run.data.splits.val))
+    rows = [
+        [name, plain(shard.name), code(shard.sha256), text.count(shard.tokens)]
+        for name, split in splits
+        for shard in split.shards
+    ]
+    return Table(["split", "shard", "SHA-256", "tokens"], rows, left=3)
+
+
+def digest_table(report: Report) -> Table:
+    """What the run was made of and what it made, by digest."""
+    run = report.run
+    rows = [
+        ["data", code(run.data_digest)],
+        ["tokenizer", code(run.data.tokenizer.sha256)],
+        ["sources of the trainer", code(run.seeds[0].train.source_digest)],
+        *([f"recipe, as {stage} reads it", code(getattr(run.seeds[0], stage).recipe_digest)] for stage in STAGES),
+        *([f"artifact of seed {seed.seed}", code(seed.quantize.artifact_sha256)] for seed in run.seeds),
+    ]
+    return Table(["what", "digest"], rows, left=2)
+
+
+def time_table(runs: Sequence[SeedRun]) -> Table:
+    """Seconds of each phase of each stage, with its share of the seed's whole time."""
+    whole = {run.seed: sum(clock.total_seconds for clock in run.clocks.values()) for run in runs}
+
+    def row(stage: str, phase: str) -> list[str]:
+        return [_time(_seconds(run.clocks[stage], phase), whole[run.seed]) for run in runs]
+
+    rows = []
+    for stage in STAGES:
+        names = dict.fromkeys(phase.name for run in runs for phase in run.clocks[stage].phases)
+        rows += [[stage, plain(name), *row(stage, name)] for name in names]
+        totals = (_time(run.clocks[stage].total_seconds, whole[run.seed]) for run in runs)
+        rows.append(_bold([stage, "total", *totals]))
+    rows.append(_bold(["all", "total", *(_time(whole[run.seed], whole[run.seed]) for run in runs)]))
+    return Table(["stage", "phase", *(f"seed {run.seed}" for run in runs)], rows, left=2)
+
+
+def _seconds(clock: Clock, name: str) -> float | None:
+    """Of the phase with this name; None where the clock has none."""
+    found = [phase.seconds for phase in clock.phases if phase.name == name]
+    return sum(found) if found else None
+
+
+def _time(spent: float | None, whole: float) -> str:
+    if spent is None:
+        return "–"
+    return f"{text.seconds(spent)} s ({text.share(spent / whole)})" if whole else f"{text.seconds(spent)} s"
+
+
+def measured_table(runs: Sequence[SeedRun]) -> Table | None:
+    """What else the clocks measured: training clock, speed, memory. None where no clock measured any of it."""
+    wanted: tuple[tuple[str, Callable[[Clock], float | None], text.Format], ...] = (
+        ("training clock, s", lambda clock: clock.training_clock_seconds, text.seconds),
+        ("tokens / s", lambda clock: clock.tokens_per_second, text.count),
+        ("peak memory, MiB", lambda clock: clock.peak_memory_mib, text.count),
+    )
+    rows = []
+    for stage in STAGES:
+        for title, value, form in wanted:
+            found = [value(run.clocks[stage]) for run in runs]
+            if any(number is not None for number in found):
+                rows.append([f"{stage}: {title}", *("–" if number is None else form(number) for number in found)])
+    return Table(["measured", *(f"seed {run.seed}" for run in runs)], rows) if rows else None
