@@ -436,7 +436,7 @@ def read_run(runs: Path) -> Run:
     seeds = tuple(read_seed(runs, seed) for seed in recipe.seeds)
     check_shared(runs / "evaluate", "recipe_digest", {run.seed: run.evaluate.recipe_digest for run in seeds})
     check_shared(runs / "quantize", "recipe_digest", {run.seed: run.quantize.recipe_digest for run in seeds})
-    for name in ("recipe_digest", "source_digest", "data_digest"):
+    for name in ("recipe_digest", "source_digest"):
         check_shared(runs / "train", name, {run.seed: getattr(run.train, name) for run in seeds})
     for run in seeds:
         remedy = f"run `dvc repro train@{run.seed}`"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer import recipe as recipes
-from trainer.recipe import Recipe
+from trainer.recipe import SCALES, Recipe
 
 TOY: dict[str, Any] = {
     "scale": "cpu",
@@ -28,6 +28,7 @@ TOY: dict[str, Any] = {
     "train.sequence_length": 64,
     "train.sequences_per_rank": 1,
     "train.micro_sequences": 4,
+    "train.ema": 0.5,
     "train.eval_every": 4,
     "train.log_every": 2,
     "train.checkpoint_every": 3,
@@ -36,6 +37,10 @@ TOY: dict[str, Any] = {
     "gptq.block": 16,
     "eval.stride": 32,
 }
+
+
+# The 8-GPU scale on CPUs: 8 processes, and whatever the CPU scale would have made small made small here.
+TOY_8 = {**SCALES["cpu"], **TOY, "scale": "8gpu", "device": "cpu", "dist.ranks": "auto", "seeds": [7]}
 
 
 def toy_recipe(**overrides: Any) -> Recipe:

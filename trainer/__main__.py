@@ -199,7 +199,8 @@ def launch(context: click.Context, stage: str, arguments: tuple[str, ...]) -> No
     command = {"train": train, "evaluate": evaluate}[stage]
     given = command.make_context(f"golf-train {stage}", list(arguments), parent=context).params
     _, recipe = the_recipe(given["runs"], given["config"], given["overrides"])
-    module = ["-m", "trainer", stage, *arguments]
+    verbose = ["-v"] if context.parent and context.parent.params["verbose"] else []
+    module = ["-m", "trainer", *verbose, stage, *arguments]
     if recipe.dist.ranks > 1:
         processes = f"--nproc_per_node={recipe.dist.ranks}"
         module = ["-m", "torch.distributed.run", "--standalone", processes, *module]

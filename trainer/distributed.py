@@ -62,8 +62,7 @@ class World:
         self.collectives += 1
         if self.control is None:
             return [text]
-        mine = torch.zeros(128, dtype=torch.uint8)
-        mine[: len(text)] = torch.frombuffer(bytearray(text, "ascii"), dtype=torch.uint8)
+        mine = torch.frombuffer(bytearray(text.ljust(128, "\0"), "ascii"), dtype=torch.uint8)
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(rows, mine, group=self.control)
         return [bytes(row.tolist()).rstrip(b"\0").decode("ascii") for row in rows]

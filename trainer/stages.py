@@ -146,9 +146,10 @@ def evaluate(layout: Layout, recipe: Recipe, seed: int) -> None:
         if ranks.leader:
             metrics = evaluation(layout, recipe, seed, found, metadata, digest, dataset)
             write_json(folder / "metrics.json", metrics)
+            margin = metrics["margin_under_bigram_bpb"]
             log.line(
-                f"seed {seed}: {metrics['val_bpb']:.4f} bits per byte is {metrics['share_of_first']:.1%} of the first "
-                f"evaluation's and {metrics['margin_under_bigram_bpb']:.4f} under a bigram model's"
+                f"seed {seed}: {metrics['val_bpb']:.4f} bits per byte, {metrics['share_of_first']:.1%} of the first "
+                f"evaluation's, {abs(margin):.4f} {'under' if margin > 0 else 'OVER'} what a bigram model reaches"
             )
 
 

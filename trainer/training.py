@@ -221,8 +221,10 @@ class Training:
             hessian = self.collect(steps)
         elapsed += self.log.phases["hessians"]
         self.check_replicas()
-        final = self.validate(steps, looped=True)
-        self.log.line(f"averaged weights: {describe(final)}; training clock {elapsed:.1f} s, {steps} steps")
+        # The curve ends with the averaged weights, which is what goes on from here.
+        self.validations = [row for row in self.validations if row[0] != steps]
+        final = self.validate(steps, looped=True, weights="averaged")
+        self.log.line(f"{steps} steps in {elapsed:.1f} s of the training clock")
         self.log.measured["training_clock_seconds"] = round(elapsed, 4)
         if self.world.device.type == "cuda":
             self.log.measured["peak_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
@@ -268,7 +270,7 @@ class Training:
         self.log.line(f"step {step}/{total}: {note}")
         self.log.progress(step, total, what=f"training, seed {self.seed}", note=f"loss {nats:.3f}")
 
-    def validate(self, step: int, *, looped: bool) -> Score:
+    def validate(self, step: int, *, looped: bool, weights: str = "current") -> Score:
         """Score the validation split in sequential windows, outside the training clock."""
         with self.log.phase("validation"):
             length = self.recipe.train.sequence_length
@@ -279,12 +281,12 @@ class Training:
                 stride=length,
                 batch=self.recipe.train.micro_sequences,
                 world=self.world,
-                label=f"train@{step}",
+                label=f"train@{step}, {weights} weights",
                 looped=looped,
             )
         self.validations.append((step, found.val_loss_nats, found.val_bpb))
-        self.log.event("validation", step=step, **found.as_dict())
-        self.log.line(f"step {step}: validation {describe(found)}")
+        self.log.event("validation", step=step, weights=weights, **found.as_dict())
+        self.log.line(f"step {step}: validation of the {weights} weights: {describe(found)}")
         return found
 
     def collect(self, steps: int) -> dict[str, torch.Tensor]:

@@ -91,6 +91,13 @@ def test_damaged_files_are_named(write_runs: Write, tmp_path: Path, name: str, c
     assert name in failure(tmp_path)
 
 
+def test_a_key_that_stands_twice_is_refused(write_runs: Write, tmp_path: Path) -> None:
+    """Readers of JSON disagree on which of two equal keys counts, so a file may not have them."""
+    path = write_runs(tmp_path) / EVALUATE
+    path.write_text(path.read_text().replace("{", '{"seed": 314,', 1))
+    assert "a key appears twice" in failure(tmp_path)
+
+
 def put(name: str, *path: Any, value: Any) -> Callable[[Files], None]:
     """An edit of the fake files: `value` at `path` in the JSON file `name`."""
 
@@ -103,6 +110,7 @@ def put(name: str, *path: Any, value: Any) -> Callable[[Files], None]:
     return edit
 
 
+COUNTS = ("documents", "bytes", "original_bytes")
 EVALUATE, TRAIN, QUANTIZE = "evaluate/314/metrics.json", "train/314/metrics.json", "quantize/314/metrics.json"
 
 
@@ -140,6 +148,10 @@ EVALUATE, TRAIN, QUANTIZE = "evaluate/314/metrics.json", "train/314/metrics.json
         (put("data/data.json", "bigram_val_bpb", value=9.0), ["data_digest"]),
         (put("data/data.json", "splits", "val", "shards", value=[]), ["split val has 51457 tokens", "0 shards hold 0"]),
         (put("data/data.json", "splits", "val", "tokens", value=0), ["split val has 0 tokens"]),
+        (
+            put("data/data.json", "splits", "val", value={"shards": [], "tokens": 0} | dict.fromkeys(COUNTS)),
+            ["split val has 0 tokens, its 0 shards hold 0"],
+        ),
         (put("data/data.json", "splits", "train", "shards", 7, "tokens", value=1), ["split train"]),
         (put("data/data.json", "tokenizer", value="x"), ["tokenizer is 'x', expected an object"]),
         (put("clock/clock.train.314/times.json", "phases", value=[]), ["no phases", "train@314"]),

@@ -45,7 +45,9 @@ def train(gpt: GPT, optimizers: Optimizers, steps: range, rows: slice) -> list[T
 def run(rank: int, folder: str, sizes: tuple[int, ...]) -> None:
     """For each group size R: the first R ranks train together, a second time from a restored state, and save."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", max(sizes)), rank=rank, world_size=max(sizes))
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(f"{folder}/store", max(sizes)), rank=rank, world_size=max(sizes)
+    )
     for size in sizes:
         group = dist.new_group(list(range(size)))
         if rank < size:

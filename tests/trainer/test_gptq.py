@@ -260,6 +260,20 @@ def test_inputs_that_are_always_zero_give_zeros() -> None:
     assert not gptq.quantize(weight, torch.zeros(4, 4), scales, bits=6, damping=0.01, block=2).any()
 
 
+def test_damping_rises_tenfold_from_what_was_asked() -> None:
+    """A Hessian that needs 5 % of its mean diagonal gives the codes of damping 0.1 when 0.001 is asked for."""
+    X = inputs(60, seed=12, samples=20)
+    hessian = X.T @ X
+    hessian -= 0.05 * hessian.diagonal().mean() * torch.eye(60)
+    weight = torch.randn(200, 60, generator=torch.Generator().manual_seed(12))
+    scales = gptq.row_scales(weight, bits=8, k=5.0)
+    found, near, exact = (
+        gptq.quantize(weight, hessian, scales, bits=8, damping=damping, block=16) for damping in (0.001, 0.111, 0.1)
+    )
+    assert torch.equal(found, exact)
+    assert not torch.equal(near, exact), "the control: these codes must show a damping that is a little off"
+
+
 def test_an_indefinite_hessian_is_an_error_that_names_the_matrix() -> None:
     """What no damping up to MAX_DAMPING makes positive definite is refused."""
     weight, _, scales = problem(3, 2, seed=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import hypothesis.strategies as st
@@ -126,11 +127,11 @@ class TestMuon:
         weight, muon = make(_normal(4, 6))
         weight.grad = _normal(4, 6, seed=1)
         muon.step()
-        other, copy = make(weight.detach())
-        copy.load_state_dict(muon.state_dict())
+        other, second = make(weight.detach())
+        second.load_state_dict(copy.deepcopy(muon.state_dict()))
         weight.grad, other.grad = _normal(4, 6, seed=2), _normal(4, 6, seed=2)
         muon.step()
-        copy.step()
+        second.step()
         assert torch.equal(weight, other)
 
     def test_a_missing_gradient_is_refused(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,9 @@ class TestStep:
         gpt = GPT(toy_recipe(), seed=1)
         optimizers = Optimizers(gpt, toy_recipe())
         names = {value: name for name, value in gpt.named_parameters()}
-        groups = [[names[p] for p in g["params"]] for g in (*optimizers.muon.param_groups, *optimizers.adam.param_groups)]
+        groups = [
+            [names[p] for p in g["params"]] for g in (*optimizers.muon.param_groups, *optimizers.adam.param_groups)
+        ]
         assert groups[0] == list(gpt.matrices())
         assert groups[1] == ["embedding"]
         assert sorted(sum(groups, [])) == sorted(names.values())
@@ -232,7 +235,10 @@ class TestRanks:
     def test_several_ranks_are_one(self, tmp_path: Path) -> None:
         """On 2 and on 4 ranks all end with the same bits; these are one process's within 1e-4, resumed or not."""
         sizes = (2, 4)
-        torch.multiprocessing.spawn(ranks.run, args=(str(tmp_path), sizes), nprocs=max(sizes))
+        multiprocessing.set_forkserver_preload(["torch", "safetensors.torch"])  # imported once, not by every child
+        torch.multiprocessing.start_processes(
+            ranks.run, args=(str(tmp_path), sizes), nprocs=max(sizes), start_method="forkserver"
+        )
         gpt = off_start()
         norms = train(gpt, Optimizers(gpt, toy_recipe()), range(ranks.STEPS), ALL)
         for size in sizes:
@@ -240,7 +246,9 @@ class TestRanks:
             assert all(_equal(ends[0], end) for end in ends[1:])
             torch.testing.assert_close(ends[0].pop("norms"), torch.stack(norms), rtol=1e-5, atol=0)
             for name, value in _weights(gpt).items():
-                torch.testing.assert_close(ends[0][name], value, rtol=0, atol=1e-4, msg=lambda text, n=name: f"{n} {text}")
+                torch.testing.assert_close(
+                    ends[0][name], value, rtol=0, atol=1e-4, msg=lambda text, n=name: f"{n} {text}"
+                )
             for rank in range(size):
                 resumed = load_file(tmp_path / f"{size}.{rank}.resumed.safetensors")
                 assert _equal(ends[0], resumed)

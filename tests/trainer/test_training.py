@@ -151,7 +151,12 @@ def test_a_training_announces_draws_steps_scores_and_changes_of_weights(toy_data
     assert {draw for draw in handed_out if draw >= 0} == set(used)
     assert {draw for draw in handed_out if draw < 0} == set(range(-8, 0))
     labels = [event[1] for event in events if event[0] == "golf.score"]
-    assert list(dict.fromkeys(labels)) == ["train@0", "train@4", "train@8"]
+    assert list(dict.fromkeys(labels)) == [
+        "train@0, current weights",
+        "train@4, current weights",
+        "train@8, current weights",
+        "train@8, averaged weights",
+    ]
     assert ("golf.weights", "average swapped in") in events
     looped = [event[4] for event in steps]
     assert looped == [step >= metrics["loop_step"] for step in range(metrics["steps"])]
@@ -221,4 +226,4 @@ def test_the_log_tiles_the_time_of_the_stage(toy_data: DataSet, tmp_path: Path) 
     assert sum(phases.values()) == pytest.approx(times["total_seconds"], abs=0.01)
     assert all(seconds >= 0 for seconds in phases.values())
     events = (tmp_path / "log" / "log.jsonl").read_text().splitlines()
-    assert sum('"event": "validation"' in event for event in events) == 3
+    assert sum('"event": "validation"' in event for event in events) == 4

@@ -1,0 +1,100 @@
+"""Several processes train what one trains: the same sequences in every step, the same model up to rounding."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.toy import toy_recipe
+from trainer import distributed
+from trainer.errors import ResourceError
+from trainer.files import read_json
+from trainer.layout import Layout
+
+ROOT = Path(__file__).parents[2]
+WORLDS = (1, 2, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def trained(toy_layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """World size → the folder of a toy training by that many processes."""
+    found = {}
+    for size in WORLDS:
+        runs = tmp_path_factory.mktemp(f"world{size}")
+        (runs / "data").symlink_to(toy_layout.data)
+        command = [sys.executable, "-m", "tests.trainer.ranks_program", str(runs), str(size)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found[size] = runs
+    return found
+
+
+def heard(runs: Path, size: int) -> list[list[dict[str, Any]]]:
+    return [json.loads((runs / f"heard.{rank}.json").read_text()) for rank in range(size)]
+
+
+def losses(runs: Path) -> list[float]:
+    rows = (runs / "train" / "5" / "train_loss.tsv").read_text().splitlines()[1:]
+    return [float(row.split("\t")[1]) for row in rows]
+
+
+def test_a_step_trains_on_the_same_sequences_in_every_world(trained: dict[int, Path]) -> None:
+    """The set of sequences of step n is equal for 1, 2, 4 and 8 processes, exactly."""
+    by_world = {}
+    for size, runs in trained.items():
+        ranks = heard(runs, size)
+        assert len({len(steps) for steps in ranks}) == 1
+        by_world[size] = [sorted(map(tuple, sum((steps[n]["sequences"] for steps in ranks), []))) for n in range(8)]
+        assert all(len(set(step)) == 8 for step in by_world[size])
+    assert all(steps == by_world[1] for steps in by_world.values())
+
+
+def test_the_loss_curves_agree_within_rounding(trained: dict[int, Path]) -> None:
+    """The only difference is the order of sums in fp32: losses agree to 1e-3 nats after 8 steps."""
+    curves = {size: losses(runs) for size, runs in trained.items()}
+    for size in WORLDS[1:]:
+        assert curves[size] == pytest.approx(curves[1], abs=1e-3), size
+    finals = {size: read_json(runs / "train" / "5" / "metrics.json") for size, runs in trained.items()}
+    scores = [metrics["pre_quant_val_bpb"] for metrics in finals.values()]
+    assert max(scores) - min(scores) < 1e-3
+
+
+def test_ranks_take_every_decision_together(trained: dict[int, Path]) -> None:
+    """Every rank takes the same steps, with the loops on at the same ones, in the same order of collectives."""
+    for size, runs in trained.items():
+        told = [[(row["step"], row["looped"], row["order"]) for row in steps] for steps in heard(runs, size)]
+        assert all(steps == told[0] for steps in told), size
+        orders = [order for *_, order in told[0]]
+        assert orders == sorted(set(orders))
+
+
+def test_one_log_and_one_set_of_files_is_left(trained: dict[int, Path]) -> None:
+    """Whatever the number of processes, the leader alone writes, and no checkpoint or partial folder stays."""
+    for runs in trained.values():
+        assert sorted(p.name for p in (runs / "train").iterdir()) == ["5"]
+        assert [p.name for p in (runs / "clock").iterdir()] == ["clock.train.5"]
+        assert sorted(p.name for p in (runs / "clock" / "clock.train.5").iterdir()) == [
+            "log.jsonl",
+            "log.txt",
+            "times.json",
+        ]
+
+
+def test_a_wrong_number_of_processes_is_refused() -> None:
+    """A recipe for 2 ranks does not start as 1 process, and the message says how to start it."""
+    with pytest.raises(ResourceError, match="1 processes run but dist.ranks is 2; start with `golf-train launch`"):  # noqa: SIM117
+        with distributed.world(toy_recipe(dist__ranks=2)):
+            pass
+
+
+def test_a_missing_gpu_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """device=cuda on a machine without one is one line, not a trace from torch."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ResourceError, match="device is cuda but rank 0 finds 0 GPUs"):  # noqa: SIM117
+        with distributed.world(toy_recipe(device="cuda")):
+            pass
