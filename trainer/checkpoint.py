@@ -24,7 +24,7 @@ _ENTRY = "golf"
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors of any shape and dtype, from any device, and a few texts about them, as a whole."""
-    whole = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
         text = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False)
         safetensors.torch.save_file(whole, temporary, metadata={_ENTRY: text})

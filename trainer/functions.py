@@ -1,8 +1,8 @@
 """Two elementwise functions of the model with backward passes written by hand.
 
-Autograd would run each as a chain of small kernels and keep every link: on 2 CPU threads the hand-written backward of
-`rms` takes .3 ms instead of 1.1 to 2.3 ms on [8, 256, 128], that of `leaky_relu_squared` 1.1 instead of 4.8 ms on
-[8, 256, 512]. torch.compile traces through both, so on a GPU they fuse as plain code does.
+Autograd would run each as a chain of small kernels and keep every link: a forward and backward pass of the model at the
+`cpu` scale takes 336 ms on 2 threads with these and 374 ms with F.rms_norm and F.leaky_relu(…).square(), measured in
+turns. torch.compile traces through both, so on a GPU they fuse as plain code does.
 """
 
 from __future__ import annotations

@@ -62,11 +62,11 @@ def reduce(hessians: Mapping[str, Tensor], group: torch.distributed.ProcessGroup
 
 def _adder(hessians: dict[str, Tensor], site: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def add(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # Autocast would round the product to bf16, whose 8 bits lose most of what 64 batches add up.
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            X = inputs[0].detach().flatten(0, -2).float()
-            if site not in hessians:
-                hessians[site] = X.new_zeros(X.shape[1], X.shape[1])
-            hessians[site].addmm_(X.T, X)
+        X = inputs[0].detach().flatten(0, -2).float()
+        if site not in hessians:
+            hessians[site] = X.new_zeros(X.shape[1], X.shape[1])
+        # In place, because autocast leaves in-place products alone: X.T @ X would come out in bf16, whose 8 bits lose
+        # most of what 64 batches add up.
+        hessians[site].addmm_(X.T, X)
 
     return add

@@ -19,9 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from trainer.shards import Shard
 from trainer.errors import DataError
 from trainer.recipe import VIRTUAL_RANKS
+from trainer.shards import Shard
 
 
 @dataclasses.dataclass(frozen=True)

@@ -455,9 +455,21 @@ def from_dict(tree: Mapping[str, Any]) -> Recipe:
 STAGES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
     {
         "data": ("corpus", "tokens", "train.sequence_length"),
-        "train": ("device", "qk_gain", "dist", "tokens", "model", "loop", "muon", "adam", "train", "calibration"),
+        "train": (
+            "device",
+            "qk_gain",
+            "dist",
+            "corpus.source",
+            "tokens",
+            "model",
+            "loop",
+            "muon",
+            "adam",
+            "train",
+            "calibration",
+        ),
         "quantize": ("dist", "gptq", "artifact"),
-        "evaluate": ("device", "dist", "tokens", "model", "loop", "train.sequence_length", "eval"),
+        "evaluate": ("device", "dist", "corpus.source", "tokens", "model", "loop", "train.sequence_length", "eval"),
     }
 )
 """The keys and sections that each stage reads; `dvc.yaml` declares the same ones as its parameters."""

@@ -63,7 +63,7 @@ def read_shard(path: Path, *, vocab_size: int | None = None) -> np.ndarray:
         raise DataError(f"{path}: got magic {magic}, expected {MAGIC}; this is not a token shard")
     if version != VERSION:
         raise DataError(f"{path}: got shard version {version}, expected {VERSION}; convert it")
-    if count < 0 or size != HEADER_BYTES + 2 * count:
+    if size != HEADER_BYTES + 2 * count:
         raise DataError(
             f"{path}: the header says {count} tokens, so {HEADER_BYTES + 2 * count} bytes, but the file has {size}; "
             "fetch or build it again"

@@ -80,7 +80,7 @@ def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
         metadata = {"seed": seed, "train": lineage, "quantize": recipes.digest(recipe, stage="quantize")}
         path = folder / "model.golf"
         with log.phase("compress"):
-            artifact.write(path, model, metadata=metadata, quality=recipe.artifact.quality)
+            artifact.write(path, model, metadata=metadata, quality=recipe.artifact.quality, threads=recipe.dist.threads)
         with log.phase("read back"):
             check_same(model, artifact.read(path)[0])
         digest = sha256_file(path)
@@ -125,7 +125,7 @@ def evaluate(layout: Layout, recipe: Recipe, seed: int) -> None:
     ):
         ranks.barrier()  # the leader has made the folders
         with log.phase("setup"):
-            dataset = DataSet.open(layout.data, recipe)
+            dataset = DataSet.open(layout.data, recipe, splits=("val",))
             gpt, metadata, digest = submitted(layout.stage("quantize", seed) / "model.golf", recipe)
             gpt.to(ranks.device)
             targets = Targets.of(dataset, length=recipe.train.sequence_length)

@@ -151,11 +151,17 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
         checkpoint.load(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
-    """Saving is atomic: what can't be written leaves neither a part nor a trace."""
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving is atomic: a write that breaks off leaves the file as it was, and nothing beside it."""
     path = tmp_path / "x"
-    checkpoint.save(path, {"a": torch.zeros(1)}, {"seed": "1"})
-    with pytest.raises(TypeError):
-        checkpoint.save(path, {"a": torch.ones(1)}, {"seed": object()})  # type: ignore[dict-item]
+    checkpoint.save(path, {"a": torch.zeros(1)}, {})
+
+    def broken(_: object, target: Path, metadata: object) -> None:
+        target.write_bytes(b"half of it")
+        raise RuntimeError(metadata)
+
+    monkeypatch.setattr("safetensors.torch.save_file", broken)
+    with pytest.raises(RuntimeError):
+        checkpoint.save(path, {"a": torch.ones(1)}, {})
     assert checkpoint.load(path)[0]["a"].tolist() == [0]
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]

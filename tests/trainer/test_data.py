@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer import data, tokenizer
 from trainer.corpus import documents
@@ -173,6 +175,17 @@ def test_validation_is_cut_at_a_document(built: Path, tmp_path: Path, limit: int
     if facts["validation_cut"]:
         assert facts["splits"]["val"]["tokens"] + len(all_documents[len(kept)]) + 1 > limit
     assert facts["splits"]["train"] == whole["splits"]["train"]
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9), limit=st.integers(0, 90))
+def test_as_many_documents_are_kept_as_fit(lengths: list[int], limit: int) -> None:
+    """The most leading documents within the limit, the limit itself included; 0 keeps all."""
+    fitting = [n for n in range(1, len(lengths) + 1) if sum(lengths[:n]) <= limit or not limit]
+    if fitting:
+        assert data._documents_within(np.array(lengths), limit) == max(fitting)
+    else:
+        with pytest.raises(DataError, match="is less than the first"):
+            data._documents_within(np.array(lengths), limit)
 
 
 def test_a_cut_before_the_first_document_is_refused(tmp_path: Path) -> None:

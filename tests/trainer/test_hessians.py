@@ -104,15 +104,15 @@ def test_nothing_stays_behind() -> None:
     """Hooks are removed, no gradient is made, and parameters keep their bits."""
     toy = Toy()
     before = [parameter.detach().clone() for parameter in toy.parameters()]
-    during: list[int] = []
+    during: list[tuple[int, bool]] = []
 
     def watched() -> Iterator[Tensor]:
         for ids in batches():
-            during.append(hooks(toy))
+            during.append((hooks(toy), torch.is_grad_enabled()))
             yield ids
 
     found = hessians.collect(toy, watched(), looped=True)
-    assert during == [3] * 4
+    assert during == [(3, False)] * 4
     assert hooks(toy) == 0
     assert not any(H.requires_grad for H in found.values())
     assert all(parameter.grad is None for parameter in toy.parameters())

@@ -56,7 +56,10 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class StandIn:
-    """The hub's three functions over a folder. `breaks` names a file whose first download stops half way."""
+    """The hub's three functions over a folder. `breaks` names a file whose first download stops half way.
+
+    Like the real client it leaves a file alone that it believes to have, whatever it holds.
+    """
 
     def __init__(self, root: Path, *, breaks: str = "", corrupts: str = "", prefix: str = "") -> None:
         self.root, self.breaks, self.corrupts, self.prefix = root, breaks, corrupts, prefix
@@ -83,6 +86,8 @@ class StandIn:
         self.asked.append(filename)
         content = (self.root / filename.removeprefix(self.prefix)).read_bytes()
         target = local_dir / filename
+        if target.exists():
+            return str(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(target.name + ".incomplete")
         start = partial.stat().st_size if partial.exists() else 0
@@ -161,6 +166,7 @@ def test_a_corrupted_download_is_refused_and_fetched_anew(export: Path, tmp_path
     source = StandIn(export, corrupts="train_000002")
     with pytest.raises(DataError, match=r"fineweb_train_000002\.bin: got \d+ bytes that are not .* SHA-256; removed"):
         build(tmp_path, source)
+    assert not (tmp_path / "hub" / FOLDER / "fineweb_train_000002.bin").exists()
     source.corrupts = ""
     build(tmp_path, source)
     assert (tmp_path / "hub" / FOLDER / "fineweb_train_000002.bin").read_bytes() == (
@@ -168,16 +174,21 @@ def test_a_corrupted_download_is_refused_and_fetched_anew(export: Path, tmp_path
     ).read_bytes()
 
 
-def test_a_file_damaged_in_the_cache_is_fetched_again(export: Path, tmp_path: Path) -> None:
-    """A cached file that changed since is noticed by its SHA-256 and replaced."""
+@pytest.mark.parametrize("name", [f"{FOLDER}/fineweb_val_000001.bin", "manifest.json"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_file_damaged_in_the_cache_is_fetched_again(export: Path, tmp_path: Path, name: str, cut: bool) -> None:
+    """A cached file that changed since is noticed by size or listed SHA-256 (the manifest has none) and replaced."""
     source = StandIn(export)
     hub.fetch(recipe(), tmp_path, hub=source, log=QUIET)
-    path = tmp_path / FOLDER / "fineweb_val_000001.bin"
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    hub.fetch(recipe(), tmp_path, hub=source, log=QUIET)
-    assert path.read_bytes() == content
-    assert source.asked.count(f"{FOLDER}/fineweb_val_000001.bin") == 2
+    content = (export / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:-1] + (b"" if cut else bytes([content[-1] ^ 1])))
+    if cut or name.endswith(".bin"):
+        hub.fetch(recipe(), tmp_path, hub=source, log=QUIET)
+        assert (tmp_path / name).read_bytes() == content
+        assert source.asked.count(name) == 2
+    else:
+        with pytest.raises(DataError, match=r"manifest\.json is not JSON"):
+            hub.fetch(recipe(), tmp_path, hub=source, log=QUIET)
 
 
 def test_a_full_disk_is_a_resource_error(export: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import hypothesis.strategies as st
@@ -53,7 +54,7 @@ class TestExecution:
         order = execution(layers, loop, True)
         for layer in range(layers):
             assert order.count(layer) == (1 + loop.extra_passes if first <= layer <= last else 1)
-        assert all(after in (before + 1, first) for before, after in zip(order, order[1:], strict=False))
+        assert all(after in (before + 1, first) for before, after in itertools.pairwise(order))
 
 
 class TestStart:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from trainer import source
 
@@ -59,6 +59,7 @@ TREES = st.dictionaries(
 
 
 @given(TREES, TREES)
+@example({"a.py": b"b", "c.py": b""}, {"a.py": b"", "bc.py": b""})
 def test_digests_are_equal_only_for_equal_trees(
     tmp_path_factory: pytest.TempPathFactory, one: dict[str, bytes], two: dict[str, bytes]
 ) -> None:

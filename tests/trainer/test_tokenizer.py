@@ -83,6 +83,11 @@ def test_normalizing_needs_no_tokenizer(tokens: Tokenizer, text: str) -> None:
     assert tokenizer.normalize(text) == tokens.normalize(text)
 
 
+def test_nul_and_the_space_mark_are_spaces(tokens: Tokenizer) -> None:
+    """NUL, U+2581, line breaks and their runs are each one space; at the ends they are nothing."""
+    assert tokens.normalize("\0 a\0\0b▁ ▁c\n\nd▁\0") == "a b c d"
+
+
 def slow_count(model: sentencepiece.SentencePieceProcessor, previous: int, target: int) -> int:
     """techniques §2, read aloud."""
 
