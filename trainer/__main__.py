@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trainer.recipe import Recipe
 
 
-class Setting(click.ParamType):
+class Setting(click.ParamType[str]):
     """KEY=VALUE of the recipe; completes the key."""
 
     name = "KEY=VALUE"

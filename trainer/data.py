@@ -264,13 +264,19 @@ class DataSet:
 
     @classmethod
     def open(
-        cls, directory: Path, recipe: Recipe, *, splits: Sequence[str] = ("train", "val"), verify: bool = False
+        cls,
+        directory: Path,
+        recipe: Recipe,
+        *,
+        splits: Sequence[str] = ("train", "val"),
+        ids: bool = True,
+        verify: bool = False,
     ) -> DataSet:
         """Map the shards of `splits` (the others aren't opened and stay empty) after checking them.
 
-        Checked are the recipe's source and vocabulary, the tokenizer's SHA-256, each shard's header, count and ids, and
-        that there is text for one sequence in every virtual rank; with `verify` also each shard's SHA-256 (all bytes
-        are read twice). Raises DataError.
+        Checked are the recipe's source and vocabulary, the tokenizer's SHA-256, each shard's header and count, and that
+        there is text for one sequence in every virtual rank; with `ids` that every id is in the vocabulary (all bytes
+        are read: of several ranks, one does it); with `verify` each shard's SHA-256. Raises DataError.
         """
         path = directory / FACTS
         facts = read_json(path, remedy="run the data stage")
@@ -291,7 +297,7 @@ class DataSet:
                 )
             opened = {
                 split: tuple(
-                    _open_shard(directory, entry, vocab_size=tokens.vocab_size, verify=verify)
+                    _open_shard(directory, entry, vocab_size=tokens.vocab_size if ids else None, verify=verify)
                     for entry in facts["splits"][split]["shards"]
                 )
                 for split in splits
@@ -302,7 +308,7 @@ class DataSet:
         return cls(opened.get("train", ()), opened.get("val", ()), tokens.byte_table, facts, sha256_file(path))
 
 
-def _open_shard(directory: Path, entry: Any, *, vocab_size: int, verify: bool) -> Shard:
+def _open_shard(directory: Path, entry: Any, *, vocab_size: int | None, verify: bool) -> Shard:
     """One shard of data.json, checked."""
     name = str(entry["name"])
     if Path(name).name != name:

@@ -58,5 +58,6 @@ def whole_folder(path: Path, *, leader: bool = True) -> Iterator[Path]:
         temporary.mkdir(parents=True)
     yield temporary
     if leader:
-        path.exists() and path.rmdir()
+        if path.exists():
+            path.rmdir()
         temporary.rename(path)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -104,7 +104,7 @@ class Loader:
     virtual_ranks: Sequence[int]
     threads: int = 0
 
-    def steps(self, first: int = 0) -> Iterator[list[Batch]]:
+    def steps(self, first: int = 0) -> Generator[list[Batch], None, None]:
         """The micro-batches of step `first`, `first` + 1, …; each batch is announced when it is handed out."""
         streams = self._streams()
         per_step = -(-self.sequences * len(self.virtual_ranks) // self.micro)

@@ -331,8 +331,9 @@ def _assemble(values: Mapping[str, Any]) -> Recipe:
     sections: dict[str, Any] = {}
     for field in dataclasses.fields(Recipe):
         if dataclasses.is_dataclass(field.default):
-            inner = {f.name: values[f"{field.name}.{f.name}"] for f in dataclasses.fields(field.default)}
-            sections[field.name] = type(field.default)(**inner)
+            kind: Any = type(field.default)
+            inner = {f.name: values[f"{field.name}.{f.name}"] for f in dataclasses.fields(kind)}
+            sections[field.name] = kind(**inner)
         else:
             sections[field.name] = values[field.name]
     return Recipe(**sections)

@@ -9,6 +9,7 @@ leaves nothing that looks finished. Numbers and bytes that repeat go to the stag
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -53,7 +54,7 @@ def train(layout: Layout, recipe: Recipe, seed: int) -> None:
     ):
         ranks.barrier()  # the leader has made the folders
         with log.phase("setup"):
-            dataset = DataSet.open(layout.data, recipe)
+            dataset = DataSet.open(layout.data, recipe, ids=ranks.leader)
             training = Training(recipe, dataset, ranks, seed=seed, log=log)
         log.line(
             f"seed {seed}: {sum(p.numel() for p in training.gpt.parameters()):,} parameters on {ranks.size} x "
@@ -125,7 +126,7 @@ def evaluate(layout: Layout, recipe: Recipe, seed: int) -> None:
     ):
         ranks.barrier()  # the leader has made the folders
         with log.phase("setup"):
-            dataset = DataSet.open(layout.data, recipe, splits=("val",))
+            dataset = DataSet.open(layout.data, recipe, splits=("val",), ids=ranks.leader)
             gpt, metadata, digest = submitted(layout.stage("quantize", seed) / "model.golf", recipe)
             gpt.to(ranks.device)
             targets = Targets.of(dataset, length=recipe.train.sequence_length)
@@ -140,7 +141,7 @@ def evaluate(layout: Layout, recipe: Recipe, seed: int) -> None:
                     batch=recipe.eval.batch_windows,
                     world=ranks,
                     label=label,
-                    progress=lambda done, total, label=label: log.progress(done, total, what=f"{label}, seed {seed}"),
+                    progress=functools.partial(log.progress, what=f"{label}, seed {seed}"),
                 )
             log.line(f"{label}: {describe(found[label])}")
         if ranks.leader:

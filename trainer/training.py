@@ -49,7 +49,7 @@ class Average:
 
     def __init__(self, gpt: GPT, *, decay: float) -> None:
         self.decay = decay
-        self.parameters = list(gpt.parameters())
+        self.parameters: list[torch.Tensor] = list(gpt.parameters())
         self.shadow = [parameter.detach().clone().float() for parameter in self.parameters]
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class Training:
             with autocast(self.world.device):
                 losses = self.forward(*pair(batch.rows, self.world.device), decision.looped)
             loss = losses.mean() * (len(batch.rows) / rows)
-            loss.backward()
+            torch.autograd.backward(loss)
             total += loss.detach()
         draws = tuple(batch.draw for batch in batches)
         self.world.collectives += 1
@@ -156,7 +156,8 @@ class Training:
             for _ in range(count):
                 rows = random.integers(0, self.recipe.tokens.vocab_size, shape, dtype=np.uint16)
                 with autocast(self.world.device):
-                    self.forward(*pair(rows, self.world.device), looped).mean().backward()
+                    loss = self.forward(*pair(rows, self.world.device), looped).mean()
+                torch.autograd.backward(loss)
                 self.optimizers.step(0, 1.0)
         self.restore(saved, why="warm-up restored")
 
@@ -356,7 +357,7 @@ class Queue:
 
     def push(self) -> None:
         if self.device.type == "cuda":
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self.events.append(event)
 
