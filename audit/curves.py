@@ -1,7 +1,7 @@
 """The curves of all seeds in one table a quantity, long form, as DVC's plots draw them with a line for each seed.
 
-    seed  step  train_loss_nats
-    42    1     6.93
+seed  step  train_loss_nats
+42    1     6.93
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Setting(click.ParamType[str]):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [
             CompletionItem(f"{name}=", help=field.metadata["doc"])
-            for name, field in recipes.keys().items()
+            for name, field in recipes.known_keys().items()
             if name.startswith(incomplete)
         ]
 

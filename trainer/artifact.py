@@ -291,7 +291,7 @@ def _parse_metadata(text: bytes) -> dict[str, Any]:
 
 
 def _inflate(stream: bytes, size: int, what: str) -> bytes:
-    """Exactly `size` bytes from a brotli stream; never holds more than 32 KiB beyond them and brotli's window (16 MiB)."""
+    """Exactly `size` bytes of a brotli stream, never holding more than 32 KiB beyond them and brotli's window."""
     decoder = brotli.Decompressor()
     parts: list[bytes] = []
     held = 0

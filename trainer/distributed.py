@@ -81,7 +81,7 @@ def world(recipe: Recipe) -> Iterator[World]:
     size, rank, local = (int(os.environ.get(name, value)) for name, value in _TORCHRUN)
     if size != recipe.dist.ranks:
         raise ResourceError(
-            f"{size} processes run but dist.ranks is {recipe.dist.ranks}; start with `golf-train launch`, "
+            f"{size} processes run but dist.ranks is {recipe.dist.ranks}, start with `golf-train launch`, "
             f"or torchrun --nproc_per_node={recipe.dist.ranks}"
         )
     device = torch.device(recipe.device, local) if recipe.device == "cuda" else torch.device("cpu")

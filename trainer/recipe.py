@@ -208,14 +208,14 @@ SCALES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "muon.momentum_warmup_steps": 50,
             "train.seconds": 0.0,
             "train.reserve_seconds": 0.0,
-            "train.steps": 120,
+            "train.steps": 100,
             "train.sequence_length": 256,
             "train.sequences_per_rank": 1,
             "train.micro_sequences": 8,
             "train.ema": 0.95,
-            "train.eval_every": 60,
+            "train.eval_every": 50,
             "train.log_every": 10,
-            "train.checkpoint_every": 60,
+            "train.checkpoint_every": 50,
             "train.warmup_steps": 0,
             "train.compile": False,
             "calibration.batches": 8,
@@ -225,7 +225,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
 )
 
 
-def keys() -> dict[str, dataclasses.Field[Any]]:
+def known_keys() -> dict[str, dataclasses.Field[Any]]:
     """Every recipe key in file order, dotted (`muon.lr`), with the dataclass field that describes it."""
     found: dict[str, dataclasses.Field[Any]] = {}
     for field in dataclasses.fields(Recipe):
@@ -280,7 +280,7 @@ def flatten(tree: Any, *, where: str) -> dict[str, Any]:
     """Nested sections as flat dotted keys. Raises RecipeError for unknown keys, naming the nearest right one."""
     if not isinstance(tree, Mapping):
         raise RecipeError(f"{where}: expected a mapping of keys to values, got {type(tree).__name__}")
-    known = keys()
+    known = known_keys()
     sections = {name.partition(".")[0] for name in known if "." in name}
     flat: dict[str, Any] = {}
     for name, value in tree.items():
@@ -309,7 +309,7 @@ def resolve(flat: Mapping[str, Any], *, gpus: int = 0) -> Recipe:
     `gpus` is the number of GPUs of this machine; it decides the scale where the recipe says `auto`.
     Raises RecipeError for a value of the wrong type or range, or two that contradict each other.
     """
-    known = keys()
+    known = known_keys()
     scale = str(flat.get("scale", AUTO))
     if scale == AUTO:
         scale = "cpu" if gpus == 0 else "8gpu" if gpus >= VIRTUAL_RANKS else "1gpu"

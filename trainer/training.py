@@ -296,6 +296,7 @@ class Training:
         inputs = (pair(batch.rows, self.world.device)[0] for batch in batches)
         with autocast(self.world.device):
             found = hessians.collect(self.gpt, inputs, looped=True)
+        self.world.collectives += 1
         return hessians.reduce(found, self.world.group)
 
     def calibration(self, steps: int, virtual_ranks: Sequence[int]) -> list[Batch]:

@@ -74,12 +74,6 @@ def code(value: object) -> str:
     return f"<code>{plain(value)}</code>"
 
 
-def fence(content: str, language: str) -> str:
-    """A fenced block, its fence longer than any run of backticks inside."""
-    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", content)), default=0))
-    return f"{ticks}{language}\n{content}\n{ticks}"
-
-
 def render(report: Report, *, plot: str) -> str:
     """The report; `plot` is the path of the loss curves relative to it."""
     run, mean, std = report.run, report.aggregate.mean, report.aggregate.std
@@ -105,7 +99,7 @@ def render(report: Report, *, plot: str) -> str:
         seed_table=seed_table(report),
         size_table=size_table(run.seeds),
         recipe_table=recipe_table(report),
-        recipe_json=fence(json.dumps(run.recipe.tree, indent=2, ensure_ascii=False), "json"),
+        recipe_json=json.dumps(run.recipe.tree, indent=2, ensure_ascii=False),
         split_table=split_table(report),
         per_original_byte=per_original_byte(report),
         shard_table=shard_table(report),

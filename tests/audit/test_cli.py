@@ -141,7 +141,7 @@ def test_a_place_that_can_not_be_written_is_65(
     (tmp_path / "file").write_text("kept")
     runs = write_runs(tmp_path / "runs")
     assert run("stats", "--runs", runs, "-o", tmp_path / "file") == 65
-    assert f"can't write {tmp_path}/file/metrics.json" in capsys.readouterr().err
+    assert f"can't write {tmp_path}/file/" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "kept"
 
 

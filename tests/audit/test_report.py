@@ -108,7 +108,9 @@ def test_a_cell_shows_any_text_as_it_is(value: str) -> None:
     """Pipes, backticks, tags and the rest stay text, in one cell, in plain and in code."""
     expected = " ".join(value.split())
     rows = [["a", markdown.plain(value), "b"], ["c", markdown.code(value), "d"]]
-    (found,) = tables(str(markdown.Table(["one", "two", "three"], rows)))
+    source = str(markdown.Table(["one", "two", "three"], rows))
+    (found,) = tables(source)
+    assert set(re.findall("<[^>]*>?", source)) == {"<code>", "</code>"}
     assert found[1:] == [["a", expected, "b"], ["c", expected, "d"]]
 
 
@@ -122,7 +124,7 @@ def test_hostile_names_stay_in_their_place(write_runs: Write, tmp_path: Path) ->
     """Names from the files can't add columns, headings or HTML to the report, nor leave the recipe's code block."""
 
     def edit(tree: Files) -> None:
-        tree["recipe.json"]["note"] = "```\n# owned | <b>"
+        tree["recipe.json"]["note"] = "````\n# owned | <b>"
         tree["clock/clock.train.42/times.json"]["phases"][0]["name"] = "a | b\n\n# owned <script>"
 
     source = rendered(write_runs(tmp_path, edit=edit))

@@ -51,7 +51,8 @@ def main(runs: Path, size: int) -> None:
                 print(f"rank {number}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 os._exit(1)
         children.append(child)
-    if any([os.waitpid(child, 0)[1] for child in children]):
+    ended = [os.waitpid(child, 0)[1] for child in children]
+    if any(ended):
         sys.exit(1)
 
 

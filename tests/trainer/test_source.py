@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import lzma
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -92,7 +94,7 @@ def test_the_digest_is_of_the_trainer_itself() -> None:
 def test_the_packed_size_is_that_of_a_program_that_unpacks(tmp_path: Path) -> None:
     """A file of exactly that many bytes, built as the wrapper says, gives the sources back."""
     root = plant(tmp_path / "one", TREE | {"big.py": b"value = 1\n" * 5000})
-    serialized = source._serialize(root)
+    serialized = source._serialize({name: source.strip(content) for name, content in source.files(root).items()})
     packed = lzma.compress(serialized, format=lzma.FORMAT_RAW, filters=source._FILTERS)
     program = source._WRAPPER.replace(b'""', b'"' + base64.b85encode(packed) + b'"')
     assert len(program) == source.packed_size(root)
@@ -101,3 +103,24 @@ def test_the_packed_size_is_that_of_a_program_that_unpacks(tmp_path: Path) -> No
         base64.b85decode(literal), format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9}]
     )
     assert unpacked == serialized
+
+
+def test_a_stripped_trainer_is_the_same_program(tmp_path: Path) -> None:
+    """Without comments and docstrings the trainer still runs and writes the same recipe; stripping again does nothing."""
+    stripped = {name: source.strip(content) for name, content in source.files().items()}
+    assert all(source.strip(content) == content for content in stripped.values())
+    assert sum(map(len, stripped.values())) < 0.8 * sum(map(len, source.files().values()))
+    plant(tmp_path / "trainer", stripped)
+    written = []
+    for folder in (tmp_path, source.ROOT.parent):
+        runs = tmp_path / f"runs{len(written)}"
+        config = source.ROOT.parent / "params.yaml"
+        command = [sys.executable, "-m", "trainer", "resolve", "--config", str(config), "--runs", str(runs)]
+        subprocess.run([*command, "--set", "scale=cpu"], cwd=folder, check=True, capture_output=True)
+        written.append((runs / "recipe.json").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_function_that_is_only_a_docstring_stays_a_function() -> None:
+    """A body that loses its only statement gets another."""
+    assert source.strip(b'"""Module."""\nclass E(Exception):\n    """One."""\n') == b"class E(Exception):\n    pass"
