@@ -10,7 +10,7 @@ from trainer.recipe import SCALES, Recipe
 TOY: dict[str, Any] = {
     "scale": "cpu",
     "dist.threads": 1,
-    "seeds": [1, 2, 3],
+    "seeds": [1, 2],
     "corpus.documents": 200,
     "corpus.validation_documents": 10,
     "tokens.vocab_size": 400,

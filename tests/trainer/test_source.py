@@ -106,7 +106,7 @@ def test_the_packed_size_is_that_of_a_program_that_unpacks(tmp_path: Path) -> No
 
 
 def test_a_stripped_trainer_is_the_same_program(tmp_path: Path) -> None:
-    """Without comments and docstrings the trainer still runs and writes the same recipe; stripping again does nothing."""
+    """Without comments and docstrings the trainer runs and writes the same recipe; stripping twice is once."""
     stripped = {name: source.strip(content) for name, content in source.files().items()}
     assert all(source.strip(content) == content for content in stripped.values())
     assert sum(map(len, stripped.values())) < 0.8 * sum(map(len, source.files().values()))
