@@ -1,7 +1,7 @@
 """The command line of the trainer: `golf-train`, or `python -m trainer`.
 
 Exit codes: 0 done, 64 wrong usage, 65 bad input (a recipe, data or an artifact that can't be used), 70 a bug of ours,
-130 interrupted.
+130 interrupted. Under torchrun (`launch` with more than one rank) a failure ends in torchrun's own 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -25,6 +25,10 @@ from trainer.layout import Layout
 
 if TYPE_CHECKING:
     from trainer.recipe import Recipe
+
+
+DRIVER = Path("/proc/driver/nvidia/gpus")
+"""Where the kernel driver lists its GPUs, one folder each."""
 
 
 class Setting(click.ParamType[str]):
@@ -56,6 +60,7 @@ def recipe_options(command: Command) -> Command:
         click.option(
             "--config", type=click.Path(path_type=Path), help="The recipe. Default: recipe.json in the --runs folder."
         ),
+        click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show the trace of an error."),
         click.option(
             "--runs",
             type=click.Path(path_type=Path),
@@ -79,7 +84,7 @@ def the_recipe(runs: Path, config: Path | None, overrides: tuple[str, ...]) -> t
 
 def count_gpus() -> int:
     """GPUs of this machine, found without importing torch: the driver's list, else nvidia-smi, else none."""
-    listed = list(Path("/proc/driver/nvidia/gpus").glob("*"))
+    listed = list(DRIVER.glob("*"))
     if listed or not shutil.which("nvidia-smi"):
         return len(listed)
     answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
@@ -87,9 +92,8 @@ def count_gpus() -> int:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("-v", "--verbose", is_flag=True, help="Show the trace of an error.")
 @click.version_option(package_name="golf-audit")
-def cli(verbose: bool) -> None:
+def cli() -> None:
     """Train, quantize and score a Parameter Golf model, stage by stage.
 
     \b
@@ -198,8 +202,7 @@ def launch(context: click.Context, stage: str, arguments: tuple[str, ...]) -> No
     command = {"train": train, "evaluate": evaluate}[stage]
     given = command.make_context(f"golf-train {stage}", list(arguments), parent=context).params
     _, recipe = the_recipe(given["runs"], given["config"], given["overrides"])
-    verbose = ["-v"] if context.parent and context.parent.params["verbose"] else []
-    module = ["-m", "trainer", *verbose, stage, *arguments]
+    module = ["-m", "trainer", stage, *arguments]
     if recipe.dist.ranks > 1:
         processes = f"--nproc_per_node={recipe.dist.ranks}"
         module = ["-m", "torch.distributed.run", "--standalone", processes, *module]
@@ -210,30 +213,30 @@ def launch(context: click.Context, stage: str, arguments: tuple[str, ...]) -> No
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and leave with its exit code; an error is one line on standard error."""
     given = sys.argv[1:] if arguments is None else arguments
-    verbose = "-v" in given or "--verbose" in given
     try:
         cli.main(args=given, prog_name="golf-train", standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
-    except click.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
+    except click.exceptions.NoArgsIsHelpError as bare:
+        click.echo(bare.format_message(), err=True)
         sys.exit(64)
-    except KeyboardInterrupt:
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "golf-train"
+        leave(f"error: {error.format_message()} (see {where} --help)", 64)
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except GolfError as error:
-        if verbose:
-            traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
-        sys.exit(65)
+        leave(f"error: {error}", 65, trace="-v" in given)
     except Exception as error:  # the last boundary: one line, and a code of its own
-        if verbose:
-            traceback.print_exc()
-        click.echo(f"internal error: {type(error).__name__}: {error}; run again with -v for the trace", err=True)
-        sys.exit(70)
+        leave(f"internal error: {type(error).__name__}: {error}; this is a bug, run again with -v", 70, "-v" in given)
+
+
+def leave(text: str, code: int, trace: bool = False) -> NoReturn:
+    """One line on standard error, after the trace if it was asked for, and the exit code."""
+    if trace:
+        traceback.print_exc()
+    click.echo(" ".join(text.split()), err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

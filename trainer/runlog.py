@@ -96,6 +96,7 @@ class RunLog:
         if self.folder is None or self._text is None or self._events is None:
             return
         total = self._switched - self.began
+        self.phases["other"] = self.phases.pop("other")  # the last row, whatever came first
         phases = [{"name": name, "seconds": round(seconds, 4)} for name, seconds in self.phases.items()]
         times = {"stage": self.stage, "seed": self.seed, "host": platform.node(), "phases": phases}
         write_json(self.folder / "times.json", times | {"total_seconds": round(total, 4)} | self.measured)

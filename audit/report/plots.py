@@ -83,7 +83,7 @@ def _figure(run: Run) -> Figure:
     whole.axhline(bigram_nats, color=FAINT, linewidth=1.0, linestyle=DASHES, zorder=1)
     whole.legend(loc="upper right", fancybox=False, edgecolor="white", framealpha=0.9)
     late.set_title("The second half")
-    late.set_xlim(last / 2, last * 1.03)
+    late.set_xlim(last * 0.485, last * 1.03)
     late.set_ylim(*_limits(run.seeds, last / 2))
     _bits_axis(late, run.seeds[0])
     _legend(figure, loops=bool(loop_step))
