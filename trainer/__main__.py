@@ -116,6 +116,7 @@ def resolve(runs: Path, config: Path | None, overrides: tuple[str, ...]) -> None
       golf-train resolve --config params.yaml --set scale=cpu --set qk_gain=5.0
     """
     layout, recipe = the_recipe(runs, config or Path("params.yaml"), overrides)
+    recipe = recipes.pin(recipe)
     write_json(layout.recipe, recipes.as_dict(recipe))
     click.echo(f"{layout.recipe}: scale {recipe.scale}, {recipe.dist.ranks} x {recipe.device}, seeds {recipe.seeds}")
 
@@ -134,7 +135,7 @@ def data(runs: Path, config: Path | None, overrides: tuple[str, ...]) -> None:
     from trainer.runlog import stage_folders
 
     with stage_folders(layout, "data", None, layout.data) as (folder, log):
-        facts = build(recipe, folder, log=log)
+        facts = build(recipes.pin(recipe), folder, log=log)
         for name, split in facts["splits"].items():
             log.line(f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {split['bytes']:,} bytes")
         log.line(f"a bigram model reaches {facts['bigram_val_bpb']:.4f} bits per byte on validation")

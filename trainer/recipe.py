@@ -23,7 +23,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from trainer.errors import RecipeError
+from trainer.errors import DataError, RecipeError
+from trainer.files import sha256_file
 
 AUTO = "auto"
 VIRTUAL_RANKS = 8
@@ -47,6 +48,7 @@ class Dist:
 class Corpus:
     source: Literal["embedded", "jsonl", "fineweb"] = key("fineweb", "where documents come from")
     path: str = key("", "jsonl: the file; fineweb: a local copy of the export, empty = download")
+    sha256: str = key("", "jsonl: what the file must hash to, empty = `resolve` writes down what it finds")
     documents: int = key(0, "how many documents to use, 0 = all (embedded needs a number)", low=0)
     validation_documents: int = key(50_000, "the first N documents are validation", low=1)
     seed: int = key(1, "embedded: seed of the generator", low=0, high=2**32 - 1)
@@ -439,6 +441,25 @@ def check(recipe: Recipe) -> None:
             f"corpus.documents: got {recipe.corpus.documents}, expected more than "
             f"corpus.validation_documents = {recipe.corpus.validation_documents}"
         )
+
+
+def pin(recipe: Recipe) -> Recipe:
+    """The recipe with the digest of a jsonl corpus filled in, so that another file under the same name is seen.
+
+    Raises DataError if the file is missing, or is not the one that the recipe names.
+    """
+    corpus = recipe.corpus
+    if corpus.source != "jsonl":
+        return recipe
+    try:
+        found = sha256_file(Path(corpus.path))
+    except OSError as error:
+        raise DataError(f"can't read corpus.path {corpus.path}: {error.strerror}; give a file of JSON lines") from None
+    if corpus.sha256 not in ("", found):
+        raise DataError(
+            f"{corpus.path} has {found}, corpus.sha256 says {corpus.sha256}; run `golf-train resolve` again"
+        )
+    return dataclasses.replace(recipe, corpus=dataclasses.replace(corpus, sha256=found))
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import hashlib
 import json
 import shutil
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -235,7 +234,7 @@ class Training:
     def train(self, step: int, spent: float, folder: Path) -> tuple[int, float]:
         """The loop, from `step` to the end that the schedule decides: (steps done, seconds on the training clock)."""
         every = self.recipe.train
-        clock, queue, since, first = Clock(spent=spent), Queue(self.world.device), time.perf_counter(), step
+        clock, queue, first = Clock(spent=spent), Queue(self.world.device), step
         loader = self.loader.steps(step)
         while True:
             queue.wait()
@@ -252,7 +251,8 @@ class Training:
             queue.push()
             step += 1
             if step % every.log_every == 0 or step == 1:
-                self.report(step, loss, decision, (step - first) * self.tokens_per_step / (time.perf_counter() - since))
+                speed = (step - first) * self.tokens_per_step / (clock.elapsed() - spent)
+                self.report(step, loss, decision, speed)
         loader.close()
         queue.drain()
         return step, clock.elapsed()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import recipe as recipes
-from trainer.errors import RecipeError
+from trainer.errors import DataError, RecipeError
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,6 +174,23 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(RecipeError) as refused:
         recipes.load(tmp_path / "params.yaml")
     assert "\n" not in str(refused.value)
+
+
+def test_another_corpus_under_the_same_name_is_seen(tmp_path: Path) -> None:
+    """resolve pins the digest of a jsonl file: a changed file changes the recipe, and a pinned recipe refuses it."""
+    path = tmp_path / "documents.jsonl"
+    path.write_text('{"text": "one"}\n')
+    flat = {"scale": "cpu", "corpus.source": "jsonl", "corpus.path": str(path)}
+    first = recipes.pin(recipes.resolve(flat))
+    assert recipes.pin(first) == first
+    path.write_text('{"text": "two"}\n')
+    assert recipes.digest(recipes.pin(recipes.resolve(flat)), stage="data") != recipes.digest(first, stage="data")
+    with pytest.raises(DataError, match=r"corpus\.sha256 says sha256:"):
+        recipes.pin(first)
+    path.unlink()
+    with pytest.raises(DataError, match="give a file of JSON lines"):
+        recipes.pin(recipes.resolve(flat))
+    assert recipes.pin(recipes.resolve({"scale": "cpu"})) == recipes.resolve({"scale": "cpu"})
 
 
 def test_the_digest_of_a_stage_moves_with_its_keys_alone() -> None:
