@@ -228,6 +228,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except GolfError as error:
         leave(f"error: {error}", 65, trace="-v" in given)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        leave(f"error: {where}{error.strerror}; mend that and run again", 65, trace="-v" in given)
     except Exception as error:  # the last boundary: one line, and a code of its own
         leave(f"internal error: {type(error).__name__}: {error}; this is a bug, run again with -v", 70, "-v" in given)
 

@@ -95,7 +95,8 @@ def world(recipe: Recipe) -> Iterator[World]:
     if size == 1:
         yield World(rank=0, size=1, device=device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    on_gpu = device.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     try:
         control = dist.new_group(backend="gloo")
         yield World(rank=rank, size=size, device=device, group=dist.group.WORLD, control=control)

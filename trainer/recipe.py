@@ -491,7 +491,17 @@ STAGES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
             "calibration",
         ),
         "quantize": ("dist", "gptq", "artifact"),
-        "evaluate": ("device", "dist", "corpus.source", "tokens", "model", "loop", "train.sequence_length", "eval"),
+        "evaluate": (
+            "device",
+            "dist",
+            "corpus.source",
+            "tokens",
+            "model",
+            "loop",
+            "train.sequence_length",
+            "train.compile",
+            "eval",
+        ),
     }
 )
 """The keys and sections that each stage reads; `dvc.yaml` declares the same ones as its parameters."""

@@ -19,6 +19,8 @@ from typing import IO, Any
 from trainer.files import write_json
 from trainer.layout import Layout, whole_folder
 
+BAR = "{desc}: {percentage:3.0f} % |{bar}| {elapsed}, {remaining} left {postfix}"
+
 
 class RunLog:
     """The log of one stage of one seed. Use `run_log` to open and close it."""
@@ -50,7 +52,7 @@ class RunLog:
             self._events.write(json.dumps(row, ensure_ascii=False) + "\n")
             self._events.flush()
 
-    def progress(self, done: int, total: int, *, what: str, note: str = "") -> None:
+    def progress(self, done: float, total: float, *, what: str, note: str = "") -> None:
         """Move the bar on a terminal; in a pipe nothing happens (the caller writes lines now and then)."""
         if self._text is None or not sys.stderr.isatty():
             return
@@ -60,7 +62,7 @@ class RunLog:
                 from tqdm import tqdm
             except ImportError:
                 return
-            self._bar = tqdm(total=total, desc=what, leave=False, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=what, leave=False, dynamic_ncols=True, bar_format=BAR)
         self._bar.total = total
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
@@ -89,19 +91,23 @@ class RunLog:
         self.phases[self._open[-1]] = self.phases.get(self._open[-1], 0.0) + now - self._switched
         self._switched = now
 
-    def close(self) -> None:
+    def write_times(self) -> None:
         """Write times.json: the phases (`other` is what lies in none of them), which add up to the stage's time."""
-        self.close_bar()
         self._switch()
-        if self.folder is None or self._text is None or self._events is None:
+        if self.folder is None:
             return
         total = self._switched - self.began
         self.phases["other"] = self.phases.pop("other")  # the last row, whatever came first
         phases = [{"name": name, "seconds": round(seconds, 4)} for name, seconds in self.phases.items()]
         times = {"stage": self.stage, "seed": self.seed, "host": platform.node(), "phases": phases}
         write_json(self.folder / "times.json", times | {"total_seconds": round(total, 4)} | self.measured)
-        self._text.close()
-        self._events.close()
+
+    def close(self) -> None:
+        """End the bar and close the files."""
+        self.close_bar()
+        for stream in (self._text, self._events):
+            if stream:
+                stream.close()
 
 
 @contextmanager
@@ -112,9 +118,11 @@ def run_log(folder: Path | None, *, stage: str, seed: int | None) -> Iterator[Ru
         yield log
     except BaseException as error:
         log.event("failed", error=f"{type(error).__name__}: {error}")
-        log.close_bar()
         raise
-    log.close()
+    else:
+        log.write_times()
+    finally:
+        log.close()
 
 
 @contextmanager

@@ -86,25 +86,25 @@ def lr_factor(fraction: float, *, warmdown: float, floor: float) -> float:
 
 
 class Schedule:
-    """Decides step by step, or repeats a record. `record` holds what was decided so far."""
+    """Decides step by step, or repeats a record. `record` holds what was decided so far, `fraction` how far it is."""
 
     def __init__(self, recipe: Recipe, world: World, *, replay: Record | None = None) -> None:
         self.recipe, self.world, self.replay = recipe, world, replay
         self.record = Record()
+        self.fraction = 0.0
 
     def decide(self, step: int, elapsed: float) -> Decision | None:
         """The decision for `step` (they are asked for in order), or None when training has ended."""
         if self.replay is not None:
-            stop = step >= len(self.replay.lr_factors)
-            factor = 0.0 if stop else self.replay.lr_factors[step]
+            self.fraction = step / len(self.replay.lr_factors)
+            factor = self.replay.lr_factors[step] if self.fraction < 1 else 0.0
             looped = self.replay.loop_step is not None and step >= self.replay.loop_step
         else:
-            (fraction,) = self.world.broadcast([self._fraction(step, elapsed)])
-            stop = fraction >= 1
+            (self.fraction,) = self.world.broadcast([self._fraction(step, elapsed)])
             train, loop = self.recipe.train, self.recipe.loop
-            factor = lr_factor(fraction, warmdown=train.warmdown, floor=train.lr_floor)
-            looped = loop.extra_passes > 0 and (self.record.loop_step is not None or fraction >= loop.start)
-        if stop:
+            factor = lr_factor(self.fraction, warmdown=train.warmdown, floor=train.lr_floor)
+            looped = loop.extra_passes > 0 and (self.record.loop_step is not None or self.fraction >= loop.start)
+        if self.fraction >= 1:
             return None
         if looped and self.record.loop_step is None:
             self.record.loop_step = step

@@ -21,7 +21,6 @@ import torch
 from trainer.data import DataSet
 from trainer.distributed import World
 from trainer.errors import DataError
-from trainer.model import GPT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,7 @@ def windows(count: int, *, length: int, stride: int) -> np.ndarray:
 
 
 def score(
-    gpt: GPT,
+    gpt: Callable[..., torch.Tensor],
     targets: Targets,
     *,
     length: int,
@@ -92,14 +91,13 @@ def score(
 ) -> Score:
     """Score all targets with windows of `length` moved by `stride`, `batch` windows at a time, spread over ranks.
 
+    `gpt` is the model (which has no mode: training and scoring compute the same), plain or compiled.
     Announces every batch as `golf.score` (label, first scored target of each window, how many, Σ nats, Σ bytes).
     """
     starts = windows(len(targets.tokens) - 1, length=length, stride=stride)
     offsets = np.arange(length + 1)
     sums = torch.zeros(3, dtype=torch.float64)
     mine = [starts[i : i + batch] for i in range(0, len(starts), batch)][world.rank :: world.size]
-    was_training = gpt.training
-    gpt.eval()
     for number, first in enumerate(mine):
         rows = torch.from_numpy(targets.tokens[first[:, None] + offsets].astype(np.int64)).to(world.device)
         with torch.inference_mode(), autocast(world.device):
@@ -111,7 +109,6 @@ def score(
         sys.audit("golf.score", label, begins, scored, nats.numpy(), octets)
         sums += torch.tensor([float(nats.sum()), float(scored.sum()), float(octets.sum())], dtype=torch.float64)
         progress(number + 1, len(mine))
-    gpt.train(was_training)
     loss, tokens, octet_count = world.sum_(sums.to(world.device)).tolist()
     if int(tokens) != len(targets.tokens) - 1:
         raise AssertionError(f"scored {int(tokens)} targets of {len(targets.tokens) - 1}")

@@ -129,12 +129,13 @@ def evaluate(layout: Layout, recipe: Recipe, seed: int) -> None:
             dataset = DataSet.open(layout.data, recipe, splits=("val",), ids=ranks.leader)
             gpt, metadata, digest = submitted(layout.stage("quantize", seed) / "model.golf", recipe)
             gpt.to(ranks.device)
+            model = torch.compile(gpt) if recipe.train.compile and ranks.device.type == "cuda" else gpt
             targets = Targets.of(dataset, length=recipe.train.sequence_length)
         found = {}
         for label, stride in (("sequential", recipe.train.sequence_length), ("sliding", recipe.eval.stride)):
             with log.phase(label):
                 found[label] = score(
-                    gpt,
+                    model,
                     targets,
                     length=recipe.train.sequence_length,
                     stride=stride,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import sys
 from collections import deque
@@ -251,25 +252,26 @@ class Training:
             queue.push()
             step += 1
             if step % every.log_every == 0 or step == 1:
-                speed = (step - first) * self.tokens_per_step / (clock.elapsed() - spent)
-                self.report(step, loss, decision, speed)
+                self.report(step, loss, decision, speed=(step - first) / (clock.elapsed() - spent))
         loader.close()
         queue.drain()
         return step, clock.elapsed()
 
-    def report(self, step: int, loss: torch.Tensor, decision: Decision, speed: float) -> None:
-        """Log the loss of a step, mean over ranks."""
+    def report(self, step: int, loss: torch.Tensor, decision: Decision, *, speed: float) -> None:
+        """Log the loss of a step, mean over ranks; `speed` is in steps a second of the training clock."""
         nats = float(self.world.sum_(loss.clone())) / self.world.size
         if not np.isfinite(nats):
             raise GolfError(f"the loss at step {step} is {nats}; lower muon.lr or adam.embed_lr, or look at the data")
         self.losses.append((step, nats, decision.lr_factor))
-        self.log.measured["tokens_per_second"] = round(speed, 1)
-        total = self.recipe.train.steps or step
+        tokens = speed * self.tokens_per_step
+        self.log.measured["tokens_per_second"] = round(tokens, 1)
+        done = self.schedule.fraction
+        left = (1 - done) / done * step / speed if done else math.inf
         loops = "on" if decision.looped else "off"
-        note = f"loss {nats:.4f} nats, lr factor {decision.lr_factor:.3f}, loops {loops}, {speed:,.0f} tokens/s"
+        note = f"loss {nats:.4f} nats, lr factor {decision.lr_factor:.3f}, loops {loops}"
         self.log.event("step", step=step, train_loss_nats=nats, lr_factor=decision.lr_factor, looped=decision.looped)
-        self.log.line(f"step {step}/{total}: {note}")
-        self.log.progress(step, total, what=f"training, seed {self.seed}", note=f"loss {nats:.3f}")
+        self.log.line(f"step {step}, {done:.0%} done: {note}, {tokens:,.0f} tokens/s, {left:.0f} s left")
+        self.log.progress(done, 1.0, what=f"training, seed {self.seed}", note=f"step {step}, {note}")
 
     def validate(self, step: int, *, looped: bool, weights: str = "current") -> Score:
         """Score the validation split in sequential windows, outside the training clock."""

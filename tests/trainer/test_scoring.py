@@ -105,13 +105,6 @@ def test_scores_are_announced_with_their_ranges(chunks: int, stride: int) -> Non
     assert sum(int(octets) for e in heard for octets in e[5]) == found.bytes
 
 
-def test_the_model_is_left_in_the_mode_it_was_in() -> None:
-    """Scoring in the middle of a training puts the model back into training mode."""
-    model = Bigram().train()
-    run(model, stream(T), stride=T)
-    assert model.training
-
-
 def test_the_units_are_nats_per_token_and_bits_per_byte() -> None:
     """One bit a byte is ln 2 nats a byte: 8 tokens of 2 bytes at 2 ln 2 nats each are 1 bit per byte."""
     found = Score(loss_nats=8 * 2 * math.log(2), tokens=8, bytes=16, stride=4)
