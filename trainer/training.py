@@ -100,6 +100,7 @@ class Training:
         self.schedule = Schedule(recipe, world, replay=replay)
         self.targets = Targets.of(data, length=recipe.train.sequence_length)
         self.losses: list[tuple[int, float, float]] = []
+        self.unread: list[tuple[int, torch.Tensor, float]] = []
         self.validations: list[tuple[int, float, float]] = []
         self.draws = hashlib.sha256()
         self.tokens_per_step = recipes.VIRTUAL_RANKS * recipe.train.sequences_per_rank * recipe.train.sequence_length
@@ -165,6 +166,7 @@ class Training:
 
     def save(self, folder: Path, step: int, elapsed: float) -> None:
         """A checkpoint to resume from before `step`: every rank's state, then one file that makes it valid."""
+        self.read_losses()
         here = folder / f"step_{step:06d}"
         progress = {
             "losses": self.losses,
@@ -251,25 +253,39 @@ class Training:
             loss = self.step(step, next(loader), decision)
             queue.push()
             step += 1
+            self.unread.append((step, loss, decision.lr_factor))
             if step % every.log_every == 0 or step == 1:
-                self.report(step, loss, decision, speed=(step - first) / (clock.elapsed() - spent))
+                self.report(step, decision, speed=(step - first) / (clock.elapsed() - spent))
         loader.close()
         queue.drain()
-        return step, clock.elapsed()
+        elapsed = clock.elapsed()
+        self.read_losses()
+        return step, elapsed
 
-    def report(self, step: int, loss: torch.Tensor, decision: Decision, *, speed: float) -> None:
-        """Log the loss of a step, mean over ranks; `speed` is in steps a second of the training clock."""
-        nats = float(self.world.sum_(loss.clone())) / self.world.size
-        if not np.isfinite(nats):
-            raise GolfError(f"the loss at step {step} is {nats}; lower muon.lr or adam.embed_lr, or look at the data")
-        self.losses.append((step, nats, decision.lr_factor))
+    def read_losses(self) -> None:
+        """Read the losses of all steps since the last time, mean over ranks, with one wait for the device."""
+        if not self.unread:
+            return
+        means = self.world.sum_(torch.stack([loss for _, loss, _ in self.unread])) / self.world.size
+        for (step, _, factor), nats in zip(self.unread, means.tolist(), strict=True):
+            if not math.isfinite(nats):
+                raise GolfError(
+                    f"the loss at step {step} is {nats}; lower muon.lr or adam.embed_lr, or look at the data"
+                )
+            self.losses.append((step, nats, factor))
+            self.log.event("step", step=step, train_loss_nats=nats, lr_factor=factor)
+        self.unread.clear()
+
+    def report(self, step: int, decision: Decision, *, speed: float) -> None:
+        """Log where training stands; `speed` is in steps a second of the training clock."""
+        self.read_losses()
+        nats = self.losses[-1][1]
         tokens = speed * self.tokens_per_step
         self.log.measured["tokens_per_second"] = round(tokens, 1)
         done = self.schedule.fraction
         left = (1 - done) / done * step / speed if done else math.inf
         loops = "on" if decision.looped else "off"
         note = f"loss {nats:.4f} nats, lr factor {decision.lr_factor:.3f}, loops {loops}"
-        self.log.event("step", step=step, train_loss_nats=nats, lr_factor=decision.lr_factor, looped=decision.looped)
         self.log.line(f"step {step}, {done:.0%} done: {note}, {tokens:,.0f} tokens/s, {left:.0f} s left")
         self.log.progress(done, 1.0, what=f"training, seed {self.seed}", note=f"step {step}, {note}")
 
@@ -299,7 +315,10 @@ class Training:
         with autocast(self.world.device):
             found = hessians.collect(self.gpt, inputs, looped=True)
         self.world.collectives += 1
-        return hessians.reduce(found, self.world.group)
+        found = hessians.reduce(found, self.world.group)
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()  # they belong to the training clock, so it must see their end
+        return found
 
     def calibration(self, steps: int, virtual_ranks: Sequence[int]) -> list[Batch]:
         """The training sequences behind the Hessians: what the virtual ranks would have drawn next."""
