@@ -111,7 +111,8 @@ def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
 def check_same(written: gptq.QuantizedModel, read: gptq.QuantizedModel) -> None:
     """What was read back from disk must be what was written, tensor by tensor."""
     before, after = gptq.dequantize_model(written), gptq.dequantize_model(read)
-    differing = [name for name in before | after if name not in after or not torch.equal(before[name], after[name])]
+    equal = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
+    differing = sorted((before.keys() | after.keys()) - equal)
     if differing:
         raise ArtifactError(f"the artifact reads back differently in {', '.join(differing)}; don't use it")
 

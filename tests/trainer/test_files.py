@@ -104,6 +104,7 @@ def test_a_killed_stage_leaves_nothing_that_looks_finished(tmp_path: Path) -> No
     with whole_folder(tmp_path / "out") as folder:
         (folder / "whole").write_text("whole")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["whole"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "started"]
 
 
 def test_results_are_never_overwritten(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.toy import toy_recipe
 from trainer import distributed
+from trainer.distributed import World
 from trainer.errors import ResourceError
 from trainer.files import read_json
 from trainer.layout import Layout
@@ -83,6 +85,14 @@ def test_one_log_and_one_set_of_files_is_left(trained: dict[int, Path]) -> None:
             "log.txt",
             "times.json",
         ]
+
+
+@pytest.mark.parametrize("size", WORLDS)
+def test_virtual_ranks_are_dealt_in_turn(size: int) -> None:
+    """Rank r of R trains for the virtual ranks r, r + R, …, and together the ranks have each of the 8 once."""
+    dealt = [World(rank=rank, size=size, device=torch.device("cpu")).virtual_ranks for rank in range(size)]
+    assert dealt == [tuple(range(rank, 8, size)) for rank in range(size)]
+    assert sorted(virtual for ranks in dealt for virtual in ranks) == list(range(8))
 
 
 def test_a_wrong_number_of_processes_is_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import ruamel.yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trainer import recipe as recipes
@@ -58,6 +58,9 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 @given(key_values())
+@example({"corpus.path": "on", "train.replay": "12:30"})
+@example({"corpus.path": "0123", "train.replay": "1e-3"})
+@example({"corpus.path": "null", "train.replay": "~", "train.compile": True, "adam.eps": 1e-05})
 def test_what_dvc_writes_is_what_the_trainer_reads(
     tmp_path_factory: pytest.TempPathFactory, flat: dict[str, Any]
 ) -> None:

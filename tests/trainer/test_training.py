@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from trainer.distributed import World
 from trainer.errors import GolfError
 from trainer.files import read_json
 from trainer.runlog import RunLog, run_log
-from trainer.training import Average, Training, fingerprint
+from trainer.training import Average, Training, fingerprint, pair
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -174,6 +175,14 @@ def test_the_files_hold_what_later_stages_need(toy_data: DataSet, tmp_path: Path
     for row, shard, start in zip(*(calibration[name].numpy() for name in ("rows", "shards", "starts")), strict=True):
         assert (toy_data.train[shard].tokens[start : start + len(row)] == row).all()
     assert metrics["identity_at_end"] == {name: metrics[name] for name in metrics["identity_at_end"]}
+
+
+def test_a_row_becomes_inputs_and_the_targets_after_them() -> None:
+    """Targets are the inputs moved by one, and ids above 32,767 keep their value on the way through 16 bits."""
+    rows = np.array([[0, 1, 40_000, 65_535], [32_767, 32_768, 5, 6]], dtype=np.uint16)
+    inputs, targets = pair(rows, torch.device("cpu"))
+    assert inputs.tolist() == [[0, 1, 40_000], [32_767, 32_768, 5]]
+    assert targets.tolist() == [[1, 40_000, 65_535], [32_768, 5, 6]]
 
 
 def test_the_average_is_the_formula(toy_data: DataSet) -> None:
