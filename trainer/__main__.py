@@ -73,7 +73,7 @@ def recipe_options(command: Command) -> Command:
     return command
 
 
-seed_option = click.option("--seed", type=int, required=True, help="The seed of the run.")
+seed_option = click.option("--seed", type=click.IntRange(0, 2**32 - 1), required=True, help="The seed of the run.")
 
 
 def the_recipe(runs: Path, config: Path | None, overrides: tuple[str, ...]) -> tuple[Layout, Recipe]:
@@ -154,7 +154,7 @@ def train(seed: int, runs: Path, config: Path | None, overrides: tuple[str, ...]
     layout, recipe = the_recipe(runs, config, overrides)
     from trainer import stages
 
-    stages.train(layout, recipe, seed)
+    stages.train(layout, recipes.pin(recipe), seed)
 
 
 @cli.command()
@@ -240,6 +240,9 @@ def leave(text: str, code: int, trace: bool = False) -> NoReturn:
     if trace:
         traceback.print_exc()
     click.echo(" ".join(text.split()), err=True)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        os._exit(code)  # no clean-up that would wait for ranks which wait for this one
     sys.exit(code)
 
 

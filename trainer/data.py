@@ -283,6 +283,7 @@ class DataSet:
         try:
             if facts["schema"] != SCHEMA:
                 raise DataError(f"{path}: got schema {facts['schema']!r}, expected {SCHEMA}; run the data stage again")
+            float(facts["bigram_val_bpb"])
             if facts["source"] != recipe.corpus.source:
                 raise DataError(
                     f"{path} is of corpus.source {facts['source']}, the recipe says {recipe.corpus.source}; "

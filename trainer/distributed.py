@@ -97,11 +97,18 @@ def world(recipe: Recipe) -> Iterator[World]:
         return
     on_gpu = device.type == "cuda"
     dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    control = dist.new_group(backend="gloo")
     try:
-        control = dist.new_group(backend="gloo")
         yield World(rank=rank, size=size, device=device, group=dist.group.WORLD, control=control)
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        if any(word in str(error) for word in _PEER_LOST):
+            said = str(error).strip().splitlines()[0][:120]
+            raise ResourceError(f"rank {rank} lost the others, see what another rank says ({said})") from error
+        raise
+    # Only after success: tearing a group down while other ranks wait in a collective can hang. A rank that fails
+    # leaves its process at once (`__main__.leave`), and torchrun ends the others.
+    dist.destroy_process_group()
 
 
+_PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Gloo", "gloo")
 _TORCHRUN = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))

@@ -69,10 +69,10 @@ class Stream:
         parts = []
         for shard, count in self.owned:
             # One phase a shard and epoch, the same for all virtual ranks: their windows must not overlap.
-            phase = np.random.default_rng([self.seed, number, shard]).integers(self.length)
+            phase = np.random.default_rng([self.seed, number, 0, shard]).integers(self.length)
             starts = phase + self.length * np.arange(self.first, max(count, 0), self.step, dtype=np.int64)
             parts.append(np.stack([np.full_like(starts, shard), starts], axis=1))
-        order = np.random.default_rng([self.seed, number, VIRTUAL_RANKS, self.virtual_rank]).permutation(self.windows)
+        order = np.random.default_rng([self.seed, number, 1, self.virtual_rank]).permutation(self.windows)
         return np.concatenate(parts)[order]
 
     def at(self, first: int, count: int) -> np.ndarray:
@@ -103,6 +103,12 @@ class Loader:
     seed: int
     virtual_ranks: Sequence[int]
     threads: int = 0
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The different numbers of sequences that the micro-batches of a step have, ascending."""
+        rows = self.sequences * len(self.virtual_ranks)
+        return sorted({min(self.micro, rows - done) for done in range(0, rows, self.micro)})
 
     def steps(self, first: int = 0) -> Generator[list[Batch], None, None]:
         """The micro-batches of step `first`, `first` + 1, …; each batch is announced when it is handed out."""

@@ -125,8 +125,11 @@ class Train:
     checkpoint_every: int = key(0, "steps between checkpoints for resumption, 0 = none", low=0)
     warmup_steps: int = key(20, "compile warm-up steps of each form, outside the clock, leaving no trace", low=0)
     compile: bool = key(True, "torch.compile the model")
-    prefetch: int = key(2, "threads that read batches ahead, 0 = read in the loop; the stream is the same", low=0)
+    prefetch: int = key(
+        2, "threads that read batches ahead, 0 = read in the loop; the stream is the same", low=0, high=64
+    )
     replay: str = key("", "a recorded schedule to repeat exactly, empty = decide anew")
+    replay_sha256: str = key("", "what that file must hash to, empty = `resolve` writes down what it finds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -444,22 +447,27 @@ def check(recipe: Recipe) -> None:
 
 
 def pin(recipe: Recipe) -> Recipe:
-    """The recipe with the digest of a jsonl corpus filled in, so that another file under the same name is seen.
+    """The recipe with the digests of the files that it names filled in, so that other content under a name is seen.
 
-    Raises DataError if the file is missing, or is not the one that the recipe names.
+    These are a jsonl corpus and a schedule to replay. Raises DataError if one is missing, or not the one named.
     """
-    corpus = recipe.corpus
-    if corpus.source != "jsonl":
-        return recipe
+    corpus, train = recipe.corpus, recipe.train
+    if corpus.source == "jsonl":
+        corpus = dataclasses.replace(corpus, sha256=_pinned("corpus.path", corpus.path, corpus.sha256))
+    if train.replay:
+        digest = _pinned("train.replay", train.replay, train.replay_sha256)
+        train = dataclasses.replace(train, replay_sha256=digest)
+    return dataclasses.replace(recipe, corpus=corpus, train=train)
+
+
+def _pinned(name: str, path: str, wanted: str) -> str:
     try:
-        found = sha256_file(Path(corpus.path))
+        found = sha256_file(Path(path))
     except OSError as error:
-        raise DataError(f"can't read corpus.path {corpus.path}: {error.strerror}; give a file of JSON lines") from None
-    if corpus.sha256 not in ("", found):
-        raise DataError(
-            f"{corpus.path} has {found}, corpus.sha256 says {corpus.sha256}; run `golf-train resolve` again"
-        )
-    return dataclasses.replace(recipe, corpus=dataclasses.replace(corpus, sha256=found))
+        raise DataError(f"can't read {name} {path}: {error.strerror}; give a file that is there") from None
+    if wanted not in ("", found):
+        raise DataError(f"{name} {path} has {found}, the recipe says {wanted}; run `golf-train resolve` again")
+    return found
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

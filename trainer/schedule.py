@@ -66,16 +66,18 @@ class Clock:
 
     def __init__(self, *, spent: float = 0.0) -> None:
         self._spent = spent
-        self._since = time.perf_counter()
+        self._since: float | None = time.perf_counter()
 
     def elapsed(self) -> float:
-        return self._spent + time.perf_counter() - self._since
+        return self._spent if self._since is None else self._spent + time.perf_counter() - self._since
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        self._spent = self.elapsed()
-        yield
-        self._since = time.perf_counter()
+        self._spent, self._since = self.elapsed(), None
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
 
 
 def lr_factor(fraction: float, *, warmdown: float, floor: float) -> float:

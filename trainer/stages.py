@@ -25,7 +25,7 @@ from trainer import artifact, checkpoint, gptq, source
 from trainer import recipe as recipes
 from trainer.data import DataSet
 from trainer.distributed import world
-from trainer.errors import ArtifactError, ResourceError
+from trainer.errors import ArtifactError, DataError, ResourceError
 from trainer.files import read_json, sha256_file, write_json
 from trainer.layout import Layout
 from trainer.model import GPT
@@ -70,13 +70,13 @@ def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
     """The submission's model file, from weights and Hessians; opens no token shard."""
     torch.set_num_threads(recipe.dist.threads)
     trained = layout.stage("train", seed)
+    training = read_metrics(layout, "train", seed, ("recipe_digest", "data_digest", "parameters"))
     with stage_folders(layout, "quantize", seed, layout.stage("quantize", seed)) as (folder, log):
         with log.phase("setup"):
-            training = read_json(trained / "metrics.json", remedy=f"run `dvc repro train@{seed}`")
             state, _ = checkpoint.load(trained / "model.safetensors")
-            hessians, about = checkpoint.load(trained / "hessians.safetensors")
+            hessians, sites = read_hessians(trained / "hessians.safetensors")
         with log.phase("quantize"):
-            model = gptq.quantize_model(state, hessians, json.loads(about["sites"]), recipe.gptq)
+            model = gptq.quantize_model(state, hessians, sites, recipe.gptq)
         lineage = {name: training[name] for name in ("recipe_digest", "data_digest")}
         metadata = {"seed": seed, "train": lineage, "quantize": recipes.digest(recipe, stage="quantize")}
         path = folder / "model.golf"
@@ -106,6 +106,28 @@ def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
             f"seed {seed}: model {sizes['model_bytes']:,} bytes + code {sizes['code_bytes']:,} = {total:,}, "
             f"{abs(recipe.artifact.limit_bytes - total):,} {over} the limit"
         )
+
+
+def read_metrics(layout: Layout, stage: str, seed: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """The metrics.json of a stage. Raises DataError if it is missing, damaged, or lacks one of `names`."""
+    path, remedy = layout.stage(stage, seed) / "metrics.json", f"run `dvc repro {stage}@{seed}`"
+    found = read_json(path, remedy=remedy)
+    missing = [name for name in names if not isinstance(found, dict) or name not in found]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}; {remedy}")
+    return dict(found)
+
+
+def read_hessians(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Site → Hessian, and parameter → site. Raises ArtifactError if the file does not say which is whose."""
+    hessians, about = checkpoint.load(path)
+    try:
+        sites = json.loads(about["sites"])
+        if not isinstance(sites, dict):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise ArtifactError(f"{path} does not say which matrix has which Hessian; run the stage train again") from None
+    return hessians, sites
 
 
 def check_same(written: gptq.QuantizedModel, read: gptq.QuantizedModel) -> None:
@@ -178,18 +200,24 @@ def evaluation(
     dataset: DataSet,
 ) -> dict[str, Any]:
     """The metrics of the stage, with what they are compared to. `recipe_digest` covers the stages before as well."""
-    training = read_json(layout.stage("train", seed) / "metrics.json", remedy=f"run `dvc repro train@{seed}`")
-    quantized = read_json(layout.stage("quantize", seed) / "metrics.json", remedy=f"run `dvc repro quantize@{seed}`")
+    training = read_metrics(layout, "train", seed, ("first_val_bpb", "pre_quant_val_bpb"))
+    quantized = read_metrics(layout, "quantize", seed, ("artifact_sha256", "total_bytes"))
     if metadata.get("seed") != seed or quantized["artifact_sha256"] != digest:
         raise ArtifactError(
             f"the artifact is of seed {metadata.get('seed')} with {digest}, expected seed {seed} with "
             f"{quantized['artifact_sha256']}; run `dvc repro quantize@{seed}`"
+        )
+    if dataset.digest != metadata["train"]["data_digest"]:
+        raise DataError(
+            f"data.json is {dataset.digest}, the artifact was trained with {metadata['train']['data_digest']}; "
+            f"run `dvc repro train@{seed}`"
         )
     lineage = [metadata["train"], metadata["quantize"], recipes.digest(recipe, stage="evaluate")]
     sliding, bigram = found["sliding"], dataset.facts["bigram_val_bpb"]
     return {
         "seed": seed,
         "recipe_digest": "sha256:" + hashlib.sha256(json.dumps(lineage, sort_keys=True).encode()).hexdigest(),
+        "data_digest": dataset.digest,
         "artifact_sha256": digest,
         "total_bytes": quantized["total_bytes"],
         "val_bpb": sliding.val_bpb,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -33,7 +34,7 @@ from trainer import recipe as recipes
 from trainer.attention import attention_backend
 from trainer.data import DataSet
 from trainer.distributed import World
-from trainer.errors import GolfError
+from trainer.errors import ArtifactError, GolfError
 from trainer.files import read_json, write_json, write_text
 from trainer.loader import Batch, Loader
 from trainer.model import GPT
@@ -102,7 +103,7 @@ class Training:
         self.losses: list[tuple[int, float, float]] = []
         self.unread: list[tuple[int, torch.Tensor, float]] = []
         self.validations: list[tuple[int, float, float]] = []
-        self.draws = hashlib.sha256()
+        self.draws = "none"
         self.tokens_per_step = recipes.VIRTUAL_RANKS * recipe.train.sequences_per_rank * recipe.train.sequence_length
 
     # One step
@@ -112,12 +113,13 @@ class Training:
         rows = sum(len(batch.rows) for batch in batches)
         total = torch.zeros((), device=self.world.device)
         for batch in batches:
-            self.draws.update(batch.shards.tobytes() + batch.starts.tobytes())
             with autocast(self.world.device):
                 losses = self.forward(*pair(batch.rows, self.world.device), decision.looped)
             loss = losses.mean() * (len(batch.rows) / rows)
             torch.autograd.backward(loss)
             total += loss.detach()
+        drawn = b"".join(batch.shards.tobytes() + batch.starts.tobytes() for batch in batches)
+        self.draws = "sha256:" + hashlib.sha256(self.draws.encode() + drawn).hexdigest()
         draws = tuple(batch.draw for batch in batches)
         self.world.collectives += 1
         sys.audit("golf.step", number, draws, decision.lr_factor, decision.looped, self.world.collectives)
@@ -136,7 +138,10 @@ class Training:
 
     @torch.no_grad()
     def restore(self, saved: dict[str, torch.Tensor], *, why: str) -> None:
-        """Put a copy of `state` back."""
+        """Put a copy of `state` back. Raises ArtifactError if it is not one of this model."""
+        shapes = {name: tensor.shape for name, tensor in self.state().items()}
+        if {name: tensor.shape for name, tensor in saved.items()} != shapes:
+            raise ArtifactError("the checkpoint holds other tensors than this model; remove it and run again")
         for name, parameter in self.gpt.named_parameters():
             parameter.copy_(saved[f"model.{name}"])
         for (name, _), shadow in zip(self.gpt.named_parameters(), self.average.shadow, strict=True):
@@ -146,14 +151,18 @@ class Training:
         sys.audit("golf.weights", why)
 
     def warm_up(self) -> None:
-        """Compile both forms by real steps on random ids, then put everything back: no trace is left in any state."""
+        """Compile every form and batch size by real steps on random ids, then put everything back.
+
+        No trace is left in any state, and nothing remains to be compiled inside the clock.
+        """
         count = self.recipe.train.warmup_steps
         if not count:
             return
         saved = {name: tensor.clone() for name, tensor in self.state().items()}
         random = np.random.default_rng(0)
-        shape = (self.recipe.train.micro_sequences, self.recipe.train.sequence_length + 1)
-        for looped in (False, True) if self.recipe.loop.extra_passes else (False,):
+        forms = (False, True) if self.recipe.loop.extra_passes else (False,)
+        for looped, sequences in itertools.product(forms, self.loader.batch_sizes):
+            shape = (sequences, self.recipe.train.sequence_length + 1)
             for _ in range(count):
                 rows = random.integers(0, self.recipe.tokens.vocab_size, shape, dtype=np.uint16)
                 with autocast(self.world.device):
@@ -173,6 +182,7 @@ class Training:
             "validations": self.validations,
             "record": self.schedule.record.as_dict() if step else None,
             "elapsed": elapsed,
+            "draws": self.draws,
         }
         tensors = {name: tensor.cpu() for name, tensor in self.state().items()}
         checkpoint.save(here / f"rank{self.world.rank}.safetensors", tensors, {"progress": json.dumps(progress)})
@@ -191,9 +201,14 @@ class Training:
             return 0, 0.0
         latest = read_json(folder / "latest.json", remedy=f"remove {folder}")
         wanted = {"ranks": self.world.size, "seed": self.seed} | dataclasses.asdict(self.identity)
-        differing = [name for name, value in wanted.items() if latest.get(name) != value]
+        same = isinstance(latest, dict) and type(latest.get("step")) is int
+        differing = [name for name, value in wanted.items() if not same or latest.get(name) != value]
         if differing:
             self.log.line(f"the checkpoint in {folder} is of another {', '.join(differing)}: starting anew")
+            self.world.barrier()  # all ranks have read it
+            if self.world.leader:
+                shutil.rmtree(folder)
+            self.world.barrier()
             return 0, 0.0
         step = int(latest["step"])
         tensors, metadata = checkpoint.load(folder / f"step_{step:06d}" / f"rank{self.world.rank}.safetensors")
@@ -203,10 +218,7 @@ class Training:
         self.validations = [tuple(row) for row in progress["validations"]]
         if progress["record"]:
             self.schedule.record = Record.from_dict(progress["record"], where=str(folder))
-        # The digest of the draws covers the whole run, so those before the checkpoint are drawn again (not read).
-        for _, batches in zip(range(step), dataclasses.replace(self.loader, threads=0).steps(), strict=False):
-            for batch in batches:
-                self.draws.update(batch.shards.tobytes() + batch.starts.tobytes())
+        self.draws = progress["draws"]
         self.log.line(f"resumed at step {step}")
         return step, float(progress["elapsed"])
 
@@ -241,6 +253,9 @@ class Training:
         loader = self.loader.steps(step)
         while True:
             queue.wait()
+            due = step == 0 or any(n and step % n == 0 for n in (every.eval_every, every.checkpoint_every))
+            if due:
+                queue.drain()  # steps that the GPU has not finished belong to the clock
             if step == 0 or (every.eval_every and step % every.eval_every == 0 and step > first):
                 with clock.paused():
                     self.validate(step, looped=self.schedule.record.loop_step is not None)
@@ -351,7 +366,7 @@ class Training:
             "calibration_sequences": self.recipe.calibration.batches * self.recipe.calibration.sequences,
             "attention": attention_backend(self.world.device.type),
             "weights_digest": fingerprint(self.gpt),
-            "leader_draws_digest": "sha256:" + self.draws.hexdigest(),
+            "leader_draws_digest": self.draws,
         }
         if end != self.identity:
             self.log.line("warning: sources, recipe or data changed while this training ran")
@@ -394,8 +409,10 @@ class Queue:
 def pair(rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """uint16 rows [n, T+1] as inputs and targets, int64 [n, T] each, on the device (they travel as 16 bits)."""
     # torch has few kernels for uint16; int16 has the same bits, and the mask widens them without their sign.
-    narrow = torch.from_numpy(rows.view(np.int16)).to(device, non_blocking=True)
-    wide = narrow.long() & 0xFFFF
+    narrow = torch.from_numpy(rows.view(np.int16))
+    if device.type == "cuda":
+        narrow = narrow.pin_memory()  # from pageable memory the copy would wait for the GPU's queue
+    wide = narrow.to(device, non_blocking=True).long() & 0xFFFF
     return wide[:, :-1], wide[:, 1:]
 
 

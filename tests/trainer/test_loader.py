@@ -85,6 +85,9 @@ def test_a_step_has_the_same_sequences_in_every_world(sizes: list[int], world: i
     shards = shards_of(sizes)
     alone = take(loader(shards), 5)
     together = [take(loader(shards, world=world, rank=rank, micro=micro), 5) for rank in range(world)]
+    assert {len(b.rows) for rank in together for s in rank for b in s} == {
+        n for rank in range(world) for n in loader(shards, world=world, rank=rank, micro=micro).batch_sizes
+    }
     for step in range(5):
         others = [window for rank in together for window in windows(rank[step])]
         assert sorted(windows(alone[step])) == sorted(others)

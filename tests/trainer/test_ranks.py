@@ -13,6 +13,7 @@ import torch
 
 from tests.toy import toy_recipe
 from trainer import distributed
+from trainer import recipe as recipes
 from trainer.distributed import World
 from trainer.errors import ResourceError
 from trainer.files import read_json
@@ -85,6 +86,19 @@ def test_one_log_and_one_set_of_files_is_left(trained: dict[int, Path]) -> None:
             "log.txt",
             "times.json",
         ]
+
+
+def test_a_rank_that_fails_ends_all_of_them_with_its_own_words(toy_layout: Layout, tmp_path: Path) -> None:
+    """Trouble that one rank alone sees is said once, the others only say that they lost it, and nothing hangs."""
+    layout = Layout(tmp_path / "runs")
+    (layout.stage("train", 5) / "old").mkdir(parents=True)
+    layout.data.symlink_to(toy_layout.data)
+    layout.recipe.write_text(json.dumps(recipes.as_dict(toy_recipe(dist__ranks=2))))
+    command = [sys.executable, "-m", "trainer", "launch", "train", "--seed", "5", "--runs", str(layout.root)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("train/5 is not empty; remove it") == 1
+    assert "internal error" not in done.stderr
 
 
 @pytest.mark.parametrize("size", WORLDS)

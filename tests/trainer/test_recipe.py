@@ -188,11 +188,18 @@ def test_another_corpus_under_the_same_name_is_seen(tmp_path: Path) -> None:
     assert recipes.pin(first) == first
     path.write_text('{"text": "two"}\n')
     assert recipes.digest(recipes.pin(recipes.resolve(flat)), stage="data") != recipes.digest(first, stage="data")
-    with pytest.raises(DataError, match=r"corpus\.sha256 says sha256:"):
+    with pytest.raises(DataError, match=r"the recipe says sha256:"):
         recipes.pin(first)
     path.unlink()
-    with pytest.raises(DataError, match="give a file of JSON lines"):
+    with pytest.raises(DataError, match="give a file that is there"):
         recipes.pin(recipes.resolve(flat))
+    replay = recipes.resolve({"scale": "cpu", "train.replay": str(tmp_path / "schedule.json")})
+    (tmp_path / "schedule.json").write_text("{}")
+    pinned = recipes.pin(replay)
+    (tmp_path / "schedule.json").write_text("{} ")
+    assert recipes.digest(recipes.pin(replay), stage="train") != recipes.digest(pinned, stage="train")
+    with pytest.raises(DataError, match=r"train\.replay .* the recipe says sha256:"):
+        recipes.pin(pinned)
     assert recipes.pin(recipes.resolve({"scale": "cpu"})) == recipes.resolve({"scale": "cpu"})
 
 

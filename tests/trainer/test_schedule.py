@@ -122,6 +122,8 @@ def test_the_clock_stands_still_in_a_pause(monkeypatch: pytest.MonkeyPatch) -> N
     clock = Clock(spent=5.0)
     now[0] += 2
     with clock.paused():
+        assert clock.elapsed() == pytest.approx(7.0)
         now[0] += 50
+        assert clock.elapsed() == pytest.approx(7.0), "a checkpoint is written inside a pause"
     now[0] += 1
     assert clock.elapsed() == pytest.approx(8.0)

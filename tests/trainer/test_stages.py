@@ -15,8 +15,8 @@ import torch
 
 from tests.listener import listening
 from tests.toy import toy_recipe
-from trainer import artifact, gptq, stages
-from trainer.errors import ArtifactError, ResourceError
+from trainer import artifact, checkpoint, gptq, stages
+from trainer.errors import ArtifactError, DataError, ResourceError
 from trainer.files import read_json, sha256_file
 from trainer.layout import Layout
 
@@ -123,6 +123,35 @@ def test_an_artifact_of_another_recipe_is_refused(layout: Layout) -> None:
     shutil.rmtree(layout.clock("evaluate", SEED))
     with pytest.raises(ArtifactError, match=r"model\.golf does not fit the recipe"):
         stages.evaluate(layout, toy_recipe(model__layers=4), SEED)
+
+
+def test_data_that_the_model_was_not_trained_with_is_refused(layout: Layout) -> None:
+    """Another data.json under the same name, say one whose validation is easier, gives no score."""
+    data = layout.data.resolve()
+    layout.data.unlink()
+    shutil.copytree(data, layout.data)
+    facts = json.loads((layout.data / "data.json").read_text())
+    facts["splits"]["val"]["shards"] = facts["splits"]["train"]["shards"][:1]
+    (layout.data / "data.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="the artifact was trained with sha256:"):
+        again(layout, "evaluate")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3"])
+def test_metrics_that_lack_something_are_named(layout: Layout, text: str) -> None:
+    """A damaged metrics.json is one line with the path and the stage to run."""
+    (layout.stage("train", SEED) / "metrics.json").write_text(text)
+    with pytest.raises(DataError, match="lacks recipe_digest, data_digest, parameters; run `dvc repro train@1`"):
+        again(layout, "quantize")
+
+
+@pytest.mark.parametrize("about", [{}, {"sites": "{"}, {"sites": "[]"}])
+def test_hessians_without_their_sites_are_refused(layout: Layout, about: dict[str, str]) -> None:
+    """A Hessian file that does not say whose they are is no Hessian file."""
+    path = layout.stage("train", SEED) / "hessians.safetensors"
+    checkpoint.save(path, checkpoint.load(path)[0], about)
+    with pytest.raises(ArtifactError, match="does not say which matrix has which Hessian"):
+        again(layout, "quantize")
 
 
 def test_what_is_read_back_must_be_what_was_written(layout: Layout) -> None:

@@ -18,7 +18,7 @@ from tests.toy import toy_recipe
 from trainer import checkpoint
 from trainer.data import DataSet
 from trainer.distributed import World
-from trainer.errors import GolfError
+from trainer.errors import ArtifactError, GolfError
 from trainer.files import read_json
 from trainer.runlog import RunLog, run_log
 from trainer.training import Average, Training, fingerprint, pair
@@ -93,6 +93,39 @@ def test_a_checkpoint_of_other_inputs_is_not_used(toy_data: DataSet, tmp_path: P
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
+@pytest.mark.parametrize("latest", ["[]", "{}", '{"step": "5"}'])
+def test_a_damaged_note_of_the_last_checkpoint_starts_anew(toy_data: DataSet, tmp_path: Path, latest: str) -> None:
+    """What does not say of which inputs it is, is not used, and does not stop the run."""
+    run_until_killed(toy_data, tmp_path / "a", 5)
+    (tmp_path / "a" / "resume" / "latest.json").write_text(latest)
+    run(toy_data, tmp_path / "a")
+    run(toy_data, tmp_path / "b")
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("fault", ["missing", "shape"])
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(toy_data: DataSet, fault: str) -> None:
+    """A state with a tensor less, or of another shape, never becomes this training's."""
+    one = training(toy_data)
+    saved = {name: tensor.clone() for name, tensor in one.state().items()}
+    if fault == "missing":
+        del saved["model.embedding"]
+    else:
+        saved["model.embedding"] = saved["model.embedding"][:1]
+    with pytest.raises(ArtifactError, match="holds other tensors than this model"):
+        one.restore(saved, why="test")
+
+
+def test_a_resumed_training_announces_no_draw_twice(toy_data: DataSet, tmp_path: Path) -> None:
+    """What a resumed run hands out begins with the step that it resumes at."""
+    run_until_killed(toy_data, tmp_path, 7)
+    with listening() as events:
+        run(toy_data, tmp_path)
+    steps = [event for event in events if event[0] == "golf.step"]
+    assert steps[0][1] == 6
+    assert next(event[1] for event in events if event[0] == "golf.draw") == steps[0][2][0]
+
+
 def test_a_run_by_the_clock_is_replayed_from_its_schedule(toy_data: DataSet, tmp_path: Path) -> None:
     """Learning rates, loop switch and last step that the clock decided come again from schedule.json, to the bit."""
     by_clock = {"train__steps": 0, "train__seconds": 0.6, "train__reserve_seconds": 0.1, "train__checkpoint_every": 0}
@@ -111,12 +144,12 @@ def test_warm_up_leaves_no_trace_in_any_state(toy_data: DataSet) -> None:
         found = {name: tensor.clone().numpy().tobytes() for name, tensor in one.state().items()}
         return found | {"generator": torch.get_rng_state().numpy().tobytes()}
 
-    one = training(toy_data, train__warmup_steps=2)
+    one = training(toy_data, train__warmup_steps=2, train__micro_sequences=3)
     before = states(one)
     steps = []
     one.optimizers.step, step = lambda *a: steps.append(a) or step(*a), one.optimizers.step  # type: ignore[method-assign,func-returns-value]
     one.warm_up()
-    assert len(steps) == 4
+    assert len(steps) == 2 * 2 * 2, "two steps of two forms for batches of three and of two sequences"
     assert states(one) == before
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in one.gpt.parameters())
 
