@@ -54,8 +54,8 @@ def audit() -> None:
 def stats(chatter: cli.Chatter, recipe: Path | None, runs: Path, out: Path | None, as_json: bool) -> None:
     """Mean and sample standard deviation over exactly the seeds of the recipe.
 
-    A declared seed that is missing, or was evaluated under another recipe, is an error (65). Folders of other seeds
-    are named in a note and not read.
+    A declared seed that is missing, or was evaluated under another recipe than the others, is an error (65). Folders
+    of other seeds are named in a note and not read.
 
     \b
     Example:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer import recipe as recipes
-from trainer.recipe import SCALES, Recipe
+from trainer.settings import SCALES, Recipe
 
 TOY: dict[str, Any] = {
     "scale": "cpu",

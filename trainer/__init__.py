@@ -1,6 +1,6 @@
 """A compact trainer for the Parameter Golf contest: what makes a number.
 
-Reading order: `recipe` (every setting), `corpus`, `tokenizer`, `shards` and `data` (the tokens), `loader` (batches
-that know their ranges), `model`, `muon`, `training`, then `gptq`, `artifact` and `scoring` (the submission and its
-score). `python -m trainer --help` lists the commands.
+Reading order: `settings` and `recipe` (every setting, and how it is read), `corpus`, `tokenizer`, `shards` and `data`
+(the tokens), `loader` (batches that know their ranges), `model`, `muon`, `training`, then `gptq`, `artifact` and
+`scoring` (the submission and its score). `python -m trainer --help` lists the commands.
 """

@@ -24,7 +24,7 @@ from trainer.files import write_json
 from trainer.layout import Layout
 
 if TYPE_CHECKING:
-    from trainer.recipe import Recipe
+    from trainer.settings import Recipe
 
 
 DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -97,12 +97,12 @@ def cli() -> None:
     """Train, quantize and score a Parameter Golf model, stage by stage.
 
     \b
-    Example: the whole of one small run in /tmp/golf
-      golf-train resolve --config params.yaml --set scale=cpu --runs /tmp/golf
-      golf-train data --runs /tmp/golf
-      golf-train train --seed 42 --runs /tmp/golf
-      golf-train quantize --seed 42 --runs /tmp/golf
-      golf-train evaluate --seed 42 --runs /tmp/golf
+    Example: the whole of one small run in small
+      golf-train resolve --config params.yaml --set scale=cpu --runs small
+      golf-train data --runs small
+      golf-train train --seed 42 --runs small
+      golf-train quantize --seed 42 --runs small
+      golf-train evaluate --seed 42 --runs small
     """
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.functions import rms
-from trainer.recipe import Recipe
+from trainer.settings import Recipe
 
 try:
     from flash_attn_interface import flash_attn_func

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.errors import DataError
-from trainer.recipe import Corpus
+from trainer.settings import Corpus
 from trainer.tokenizer import clean
 
 T = TypeVar("T")

@@ -24,8 +24,8 @@ import numpy as np
 from trainer import bigram, corpus, hub, tokenizer
 from trainer.errors import DataError
 from trainer.files import read_json, sha256_file, write_json
-from trainer.recipe import VIRTUAL_RANKS, Recipe
 from trainer.runlog import RunLog
+from trainer.settings import VIRTUAL_RANKS, Recipe
 from trainer.shards import Shard, chunks, read_shard, write_shard
 from trainer.tokenizer import BOS, ByteTable, Tokenizer
 

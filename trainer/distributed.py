@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.errors import ResourceError
-from trainer.recipe import VIRTUAL_RANKS, Recipe
+from trainer.settings import VIRTUAL_RANKS, Recipe
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # public, though torch does not mark it so
 
 from trainer.errors import ArtifactError
-from trainer.recipe import Gptq
+from trainer.settings import Gptq
 
 EMBEDDING = "embedding"
 """Name of the matrix that has bits and a clip of its own."""

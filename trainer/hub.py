@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 from trainer.errors import DataError, ResourceError
 from trainer.files import read_json, sha256_file
-from trainer.recipe import Recipe
 from trainer.runlog import RunLog
+from trainer.settings import Recipe
 
 REPOSITORY = "kevclark/parameter-golf"
 ROOTS = ("", "datasets/")

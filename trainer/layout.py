@@ -7,12 +7,13 @@ bytes on every run of the same inputs on the same machine.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.errors import DataError
+from trainer.errors import DataError, ResourceError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +51,35 @@ def whole_folder(path: Path, *, leader: bool = True) -> Iterator[Path]:
     stays for a look (its name begins with a dot) and `path` does not appear. Ranks other than the leader only get the
     temporary path. Raises DataError if `path` exists and is not empty: results are never overwritten.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    if leader:
+    if not leader:
+        yield path.with_name(f".{path.name}.partial")
+        return
+    with sole_writer(path):
+        temporary = path.with_name(f".{path.name}.partial")
         if path.exists() and any(path.iterdir()):
             raise DataError(f"{path} is not empty; remove it or choose another --runs folder")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    yield temporary
-    if leader:
+        yield temporary
         if path.exists():
             path.rmdir()
         temporary.rename(path)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Hold a lock beside `path`; the system drops it when the process ends, however it ends.
+
+    Raises ResourceError if another process holds it: a stage whose `dvc repro` was killed may still be running.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ResourceError(f"another process is writing {path}; wait for it, or end it, and run again") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)

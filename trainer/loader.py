@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from trainer.errors import DataError
-from trainer.recipe import VIRTUAL_RANKS
+from trainer.settings import VIRTUAL_RANKS
 from trainer.shards import Shard
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainer.attention import Attention, Linear, rotary_tables
 from trainer.functions import leaky_relu_squared, rms, wide
-from trainer.recipe import Loop, Recipe
+from trainer.settings import Loop, Recipe
 
 
 def execution(layers: int, loop: Loop, looped: bool) -> tuple[int, ...]:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from trainer.errors import ArtifactError
 from trainer.model import GPT
 from trainer.muon import Muon
-from trainer.recipe import Muon as MuonRecipe
-from trainer.recipe import Recipe
+from trainer.settings import Muon as MuonRecipe
+from trainer.settings import Recipe
 
 PACKED_ELEMENTS = 32_768
 """Replicated gradients up to this size share one all-reduce."""

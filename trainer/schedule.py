@@ -21,7 +21,7 @@ from typing import Any
 from trainer.distributed import World
 from trainer.errors import DataError
 from trainer.files import read_json
-from trainer.recipe import Recipe
+from trainer.settings import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +98,11 @@ class Schedule:
     def decide(self, step: int, elapsed: float) -> Decision | None:
         """The decision for `step` (they are asked for in order), or None when training has ended."""
         if self.replay is not None:
-            self.fraction = step / len(self.replay.lr_factors)
+            self.fraction = self.progress(step, elapsed)
             factor = self.replay.lr_factors[step] if self.fraction < 1 else 0.0
             looped = self.replay.loop_step is not None and step >= self.replay.loop_step
         else:
-            (self.fraction,) = self.world.broadcast([self._fraction(step, elapsed)])
+            (self.fraction,) = self.world.broadcast([self.progress(step, elapsed)])
             train, loop = self.recipe.train, self.recipe.loop
             factor = lr_factor(self.fraction, warmdown=train.warmdown, floor=train.lr_floor)
             looped = loop.extra_passes > 0 and (self.record.loop_step is not None or self.fraction >= loop.start)
@@ -113,7 +113,10 @@ class Schedule:
         self.record.lr_factors.append(factor)
         return Decision(factor, looped)
 
-    def _fraction(self, step: int, elapsed: float) -> float:
+    def progress(self, step: int, elapsed: float) -> float:
+        """The fraction of training that `step` steps and `elapsed` seconds of its clock are."""
+        if self.replay is not None:
+            return step / len(self.replay.lr_factors)
         train = self.recipe.train
         by_steps = step / train.steps if train.steps else 0.0
         by_clock = elapsed / (train.seconds - train.reserve_seconds) if train.seconds else 0.0

@@ -29,9 +29,9 @@ from trainer.errors import ArtifactError, DataError, ResourceError
 from trainer.files import read_json, sha256_file, write_json
 from trainer.layout import Layout
 from trainer.model import GPT
-from trainer.recipe import Recipe
 from trainer.runlog import stage_folders
 from trainer.scoring import Score, Targets, score
+from trainer.settings import Recipe
 from trainer.training import Training, describe
 
 
@@ -54,7 +54,7 @@ def train(layout: Layout, recipe: Recipe, seed: int) -> None:
     ):
         ranks.barrier()  # the leader has made the folders
         with log.phase("setup"):
-            dataset = DataSet.open(layout.data, recipe, ids=ranks.leader)
+            dataset = DataSet.open(layout.data, recipe, ids=ranks.leader, verify=ranks.leader)
             training = Training(recipe, dataset, ranks, seed=seed, log=log)
         log.line(
             f"seed {seed}: {sum(p.numel() for p in training.gpt.parameters()):,} parameters on {ranks.size} x "
@@ -149,8 +149,9 @@ def evaluate(layout: Layout, recipe: Recipe, seed: int) -> None:
     ):
         ranks.barrier()  # the leader has made the folders
         with log.phase("setup"):
-            dataset = DataSet.open(layout.data, recipe, splits=("val",), ids=ranks.leader)
+            dataset = DataSet.open(layout.data, recipe, splits=("val",), ids=ranks.leader, verify=ranks.leader)
             gpt, metadata, digest = submitted(layout.stage("quantize", seed) / "model.golf", recipe)
+            check_lineage(layout, seed, metadata, digest, dataset)
             gpt.to(ranks.device)
             model = torch.compile(gpt) if recipe.train.compile and ranks.device.type == "cuda" else gpt
             targets = Targets.of(dataset, length=recipe.train.sequence_length)
@@ -182,12 +183,33 @@ def submitted(path: Path, recipe: Recipe) -> tuple[GPT, dict[str, Any], str]:
     """The model in an artifact, its metadata and digest. Raises ArtifactError if it does not fit the recipe."""
     model, metadata = artifact.read(path)
     gpt = GPT(recipe, seed=0)
-    try:
-        gpt.load_state_dict(gptq.dequantize_model(model), strict=True)
-    except RuntimeError as error:
-        raise ArtifactError(f"{path} does not fit the recipe: {' '.join(str(error).split())}") from None
+    state = gptq.dequantize_model(model)
+    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
+    wanted = {name: list(tensor.shape) for name, tensor in gpt.state_dict().items()}
+    if differing := sorted(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n)):
+        name = differing[0]
+        raise ArtifactError(
+            f"{path} does not fit the recipe: {name} is {shapes.get(name, 'missing')}, expected "
+            f"{wanted.get(name, 'none')}, and {len(differing) - 1} more; evaluate with the recipe it was trained with"
+        )
+    gpt.load_state_dict(state)
     sys.audit("golf.weights", "artifact loaded")
     return gpt, metadata, sha256_file(path)
+
+
+def check_lineage(layout: Layout, seed: int, metadata: dict[str, Any], digest: str, dataset: DataSet) -> None:
+    """The artifact must be the one that quantize wrote for this seed, trained with this data. Before any scoring."""
+    quantized = read_metrics(layout, "quantize", seed, ("artifact_sha256", "total_bytes"))
+    if metadata.get("seed") != seed or quantized["artifact_sha256"] != digest:
+        raise ArtifactError(
+            f"the artifact is of seed {metadata.get('seed')} with {digest}, expected seed {seed} with "
+            f"{quantized['artifact_sha256']}; run `dvc repro quantize@{seed}`"
+        )
+    if dataset.digest != metadata["train"]["data_digest"]:
+        raise DataError(
+            f"data.json is {dataset.digest}, the artifact was trained with {metadata['train']['data_digest']}; "
+            f"run `dvc repro train@{seed}`"
+        )
 
 
 def evaluation(
@@ -201,17 +223,7 @@ def evaluation(
 ) -> dict[str, Any]:
     """The metrics of the stage, with what they are compared to. `recipe_digest` covers the stages before as well."""
     training = read_metrics(layout, "train", seed, ("first_val_bpb", "pre_quant_val_bpb"))
-    quantized = read_metrics(layout, "quantize", seed, ("artifact_sha256", "total_bytes"))
-    if metadata.get("seed") != seed or quantized["artifact_sha256"] != digest:
-        raise ArtifactError(
-            f"the artifact is of seed {metadata.get('seed')} with {digest}, expected seed {seed} with "
-            f"{quantized['artifact_sha256']}; run `dvc repro quantize@{seed}`"
-        )
-    if dataset.digest != metadata["train"]["data_digest"]:
-        raise DataError(
-            f"data.json is {dataset.digest}, the artifact was trained with {metadata['train']['data_digest']}; "
-            f"run `dvc repro train@{seed}`"
-        )
+    quantized = read_metrics(layout, "quantize", seed, ("total_bytes",))
     lineage = [metadata["train"], metadata["quantize"], recipes.digest(recipe, stage="evaluate")]
     sliding, bigram = found["sliding"], dataset.facts["bigram_val_bpb"]
     return {

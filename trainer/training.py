@@ -39,10 +39,10 @@ from trainer.files import read_json, write_json, write_text
 from trainer.loader import Batch, Loader
 from trainer.model import GPT
 from trainer.optimizer import Optimizers
-from trainer.recipe import Recipe
 from trainer.runlog import RunLog
 from trainer.schedule import Clock, Decision, Record, Schedule
 from trainer.scoring import Score, Targets, autocast, score
+from trainer.settings import VIRTUAL_RANKS, Recipe
 
 
 class Average:
@@ -104,7 +104,7 @@ class Training:
         self.unread: list[tuple[int, torch.Tensor, float]] = []
         self.validations: list[tuple[int, float, float]] = []
         self.draws = "none"
-        self.tokens_per_step = recipes.VIRTUAL_RANKS * recipe.train.sequences_per_rank * recipe.train.sequence_length
+        self.tokens_per_step = VIRTUAL_RANKS * recipe.train.sequences_per_rank * recipe.train.sequence_length
 
     # One step
 
@@ -211,7 +211,11 @@ class Training:
             self.world.barrier()
             return 0, 0.0
         step = int(latest["step"])
-        tensors, metadata = checkpoint.load(folder / f"step_{step:06d}" / f"rank{self.world.rank}.safetensors")
+        path = folder / f"step_{step:06d}" / f"rank{self.world.rank}.safetensors"
+        try:
+            tensors, metadata = checkpoint.load(path)
+        except ArtifactError as error:
+            raise ArtifactError(f"remove the folder {folder} to start anew: {error}") from None
         self.restore({name: tensor.to(self.world.device) for name, tensor in tensors.items()}, why="resumed")
         progress = json.loads(metadata["progress"])
         self.losses = [tuple(row) for row in progress["losses"]]
@@ -270,7 +274,8 @@ class Training:
             step += 1
             self.unread.append((step, loss, decision.lr_factor))
             if step % every.log_every == 0 or step == 1:
-                self.report(step, decision, speed=(step - first) / (clock.elapsed() - spent))
+                now = clock.elapsed()
+                self.report(step, decision, self.schedule.progress(step, now), speed=(step - first) / (now - spent))
         loader.close()
         queue.drain()
         elapsed = clock.elapsed()
@@ -291,14 +296,14 @@ class Training:
             self.log.event("step", step=step, train_loss_nats=nats, lr_factor=factor)
         self.unread.clear()
 
-    def report(self, step: int, decision: Decision, *, speed: float) -> None:
-        """Log where training stands; `speed` is in steps a second of the training clock."""
+    def report(self, step: int, decision: Decision, done: float, *, speed: float) -> None:
+        """Log where training stands, a fraction `done`; `speed` is in steps a second of the training clock."""
         self.read_losses()
         nats = self.losses[-1][1]
         tokens = speed * self.tokens_per_step
         self.log.measured["tokens_per_second"] = round(tokens, 1)
-        done = self.schedule.fraction
-        left = (1 - done) / done * step / speed if done else math.inf
+        done = min(done, 1.0)
+        left = (1 - done) / done * step / speed
         loops = "on" if decision.looped else "off"
         note = f"loss {nats:.4f} nats, lr factor {decision.lr_factor:.3f}, loops {loops}"
         self.log.line(f"step {step}, {done:.0%} done: {note}, {tokens:,.0f} tokens/s, {left:.0f} s left")
@@ -376,7 +381,7 @@ class Training:
             )
             sites = {"sites": json.dumps(self.gpt.sites)}
             checkpoint.save(out / "hessians.safetensors", {name: h.cpu() for name, h in hessian.items()}, sites)
-            batches = self.calibration(steps, range(recipes.VIRTUAL_RANKS))
+            batches = self.calibration(steps, range(VIRTUAL_RANKS))
             checkpoint.save(out / "calibration.safetensors", calibration_tensors(batches), {})
             write_json(out / "schedule.json", self.schedule.record.as_dict())
             write_table(out / "train_loss.tsv", ("step", "train_loss_nats", "lr_factor"), self.losses)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from trainer import corpus
 from trainer.corpus import Draws, documents
 from trainer.errors import DataError
-from trainer.recipe import Corpus
+from trainer.settings import Corpus
 
 
 def embedded(count: int, *, seed: int = 1) -> list[str]:

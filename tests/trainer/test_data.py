@@ -18,7 +18,8 @@ from trainer.data import DataSet, build
 from trainer.errors import DataError
 from trainer.files import read_json, sha256_file, write_json
 from trainer.loader import Stream
-from trainer.recipe import Recipe, resolve
+from trainer.recipe import resolve
+from trainer.settings import Recipe
 from trainer.shards import Shard, read_shard, write_shard
 from trainer.tokenizer import BOS, Tokenizer
 

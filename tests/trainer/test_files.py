@@ -107,6 +107,15 @@ def test_a_killed_stage_leaves_nothing_that_looks_finished(tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "started"]
 
 
+def test_two_processes_never_write_the_same_results(tmp_path: Path) -> None:
+    """While a stage runs, a second one of the same name is refused by name; the first is not disturbed."""
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "first").write_text("")
+        with pytest.raises(ResourceError, match=r"another process is writing .*out"), whole_folder(tmp_path / "out"):
+            pass
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["first"]
+
+
 def test_results_are_never_overwritten(tmp_path: Path) -> None:
     """A folder that holds something is refused, an empty one (as DVC makes it) is filled."""
     (tmp_path / "out").mkdir()

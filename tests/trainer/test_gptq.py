@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer import gptq
 from trainer.errors import ArtifactError
-from trainer.recipe import Gptq
+from trainer.settings import Gptq
 
 BITS = st.integers(2, 8)
 

@@ -19,8 +19,9 @@ from trainer.corpus import documents
 from trainer.data import DataSet
 from trainer.errors import DataError, ResourceError
 from trainer.files import sha256_file
-from trainer.recipe import Corpus, Recipe, resolve
+from trainer.recipe import resolve
 from trainer.runlog import RunLog
+from trainer.settings import Corpus, Recipe
 from trainer.shards import read_shard, write_shard
 
 FOLDER = "datasets/fineweb10B_sp400"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.listener import listening
 from trainer.errors import DataError
 from trainer.loader import Batch, Loader, Stream
-from trainer.recipe import VIRTUAL_RANKS
+from trainer.settings import VIRTUAL_RANKS
 from trainer.shards import Shard
 
 

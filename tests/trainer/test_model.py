@@ -14,7 +14,8 @@ from torch import Tensor
 from tests.toy import toy_recipe
 from trainer.attention import rotary_tables
 from trainer.model import GPT, Block, execution, skip_pairs
-from trainer.recipe import Loop, Recipe, resolve
+from trainer.recipe import resolve
+from trainer.settings import Loop, Recipe
 
 
 def _toy(*, seed: int = 1, spread: float = 0.3, **overrides: object) -> GPT:

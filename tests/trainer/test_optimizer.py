@@ -19,7 +19,7 @@ from tests.trainer.ranks import backward, off_start, train
 from trainer.errors import ArtifactError
 from trainer.model import GPT
 from trainer.optimizer import Optimizers, momentum_at
-from trainer.recipe import Muon
+from trainer.settings import Muon
 
 ALL = slice(None)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from trainer import recipe as recipes
 from trainer.distributed import World
 from trainer.errors import DataError
-from trainer.recipe import Recipe
 from trainer.schedule import Clock, Decision, Record, Schedule, lr_factor
+from trainer.settings import Recipe
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

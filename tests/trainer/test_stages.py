@@ -137,6 +137,19 @@ def test_data_that_the_model_was_not_trained_with_is_refused(layout: Layout) -> 
         again(layout, "evaluate")
 
 
+def test_a_changed_shard_is_seen_by_its_hash(layout: Layout) -> None:
+    """A token changed for another valid one, in a shard of the same length, is not scored."""
+    data = layout.data.resolve()
+    layout.data.unlink()
+    shutil.copytree(data, layout.data)
+    shard = layout.data / "val_000000.bin"
+    content = bytearray(shard.read_bytes())
+    content[-2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"val_000000\.bin"):
+        again(layout, "evaluate")
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "3"])
 def test_metrics_that_lack_something_are_named(layout: Layout, text: str) -> None:
     """A damaged metrics.json is one line with the path and the stage to run."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trainer import shards, tokenizer
 from trainer.corpus import documents
 from trainer.errors import DataError
-from trainer.recipe import Corpus
+from trainer.settings import Corpus
 from trainer.tokenizer import BOS, SPACE, ByteTable, Tokenizer
 
 DOCUMENTS = list(documents(Corpus(source="embedded", documents=150)))
