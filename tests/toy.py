@@ -36,6 +36,12 @@ TOY: dict[str, Any] = {
     "calibration.sequences": 2,
     "gptq.block": 16,
     "eval.stride": 32,
+    "ttt.epochs": 2,
+    "ttt.lr": 0.002,
+    "ttt.freeze_blocks": 1,
+    "ttt.sequences": 6,
+    "ttt.chunk_tokens": 1024,
+    "ttt.chunk_epochs": 2,
 }
 
 

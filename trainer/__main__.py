@@ -163,6 +163,8 @@ def train(seed: int, runs: Path, config: Path | None, overrides: tuple[str, ...]
 def quantize(seed: int, runs: Path, config: Path | None, overrides: tuple[str, ...]) -> None:
     """Quantize trained weights and write the artifact.
 
+    With ttt.mode=prequant the weights are first fitted to the validation tokens: the result is marked contaminated.
+
     \b
     Example:
       golf-train quantize --seed 42 --set gptq.matrix_k=12
@@ -177,7 +179,7 @@ def quantize(seed: int, runs: Path, config: Path | None, overrides: tuple[str, .
 @seed_option
 @recipe_options
 def evaluate(seed: int, runs: Path, config: Path | None, overrides: tuple[str, ...]) -> None:
-    """Score the artifact on disk: bits per byte by sequential and by sliding windows.
+    """Score the artifact on disk: bits per byte by sequential and by sliding windows, and as ttt.mode says.
 
     \b
     Example:

@@ -9,12 +9,13 @@ process, so all metadata goes into one entry, as JSON with sorted keys.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.errors import ArtifactError
 from trainer.files import atomic
@@ -48,3 +49,17 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} is not a whole checkpoint of this trainer ({cause}); remove it and run again"
         ) from None
     return dict(sorted(tensors.items())), metadata
+
+
+def put(model: nn.Module, state: Mapping[str, Tensor], *, where: Path, why: str) -> None:
+    """Make `state` the model's weights and announce it (`golf.weights`). Raises ArtifactError if it does not fit."""
+    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    if differing := sorted(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n)):
+        name = differing[0]
+        raise ArtifactError(
+            f"{where} does not fit the recipe: {name} is {shapes.get(name, 'missing')}, expected "
+            f"{wanted.get(name, 'none')}, and {len(differing) - 1} more; use the recipe it was trained with"
+        )
+    model.load_state_dict(state)
+    sys.audit("golf.weights", why)

@@ -10,6 +10,7 @@ These are the only environment variables the trainer reads: torchrun's RANK, WOR
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from trainer.errors import ResourceError
+from trainer.errors import GolfError, ResourceError
 from trainer.settings import VIRTUAL_RANKS, Recipe
 
 
@@ -84,14 +85,7 @@ def world(recipe: Recipe) -> Iterator[World]:
             f"{size} processes run but dist.ranks is {recipe.dist.ranks}, start with `golf-train launch`, "
             f"or torchrun --nproc_per_node={recipe.dist.ranks}"
         )
-    device = torch.device(recipe.device, local) if recipe.device == "cuda" else torch.device("cpu")
-    torch.set_num_threads(recipe.dist.threads)
-    if device.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise ResourceError(
-                f"device is cuda but rank {rank} finds {torch.cuda.device_count()} GPUs; set device=cpu or scale=cpu"
-            )
-        torch.cuda.set_device(device)
+    device = own_device(recipe, rank=rank, local=local)
     if size == 1:
         yield World(rank=0, size=1, device=device)
         return
@@ -108,6 +102,40 @@ def world(recipe: Recipe) -> Iterator[World]:
     # Only after success: tearing a group down while other ranks wait in a collective can hang. A rank that fails
     # leaves its process at once (`__main__.leave`), and torchrun ends the others.
     dist.destroy_process_group()
+
+
+def alone(recipe: Recipe) -> World:
+    """This process by itself, whatever `dist.ranks` says: for a stage that is one process. Sets threads and device."""
+    return World(rank=0, size=1, device=own_device(recipe, rank=0, local=0))
+
+
+def own_device(recipe: Recipe, *, rank: int, local: int) -> torch.device:
+    """The device of a rank, made torch's current one, and the threads set. Raises ResourceError if it is missing."""
+    torch.set_num_threads(recipe.dist.threads)
+    if recipe.device == "cpu":
+        return torch.device("cpu")
+    if local >= torch.cuda.device_count():
+        raise ResourceError(
+            f"device is cuda but rank {rank} finds {torch.cuda.device_count()} GPUs; set device=cpu or scale=cpu"
+        )
+    torch.cuda.set_device(local)
+    return torch.device(recipe.device, local)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """`sha256:…` over names and bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return "sha256:" + digest.hexdigest()
+
+
+def check_replicas(model: torch.nn.Module, ranks: World) -> None:
+    """All ranks must hold the same weights, bit for bit."""
+    digests = ranks.gather(fingerprint(model))
+    if len(set(digests)) != 1:
+        raise GolfError(f"the ranks ended with different weights: {digests}; this is a bug of the trainer")
 
 
 _PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Gloo", "gloo")

@@ -37,7 +37,7 @@ def collect(gpt: nn.Module, batches: Iterable[Tensor], *, looped: bool) -> dict[
     try:
         with torch.no_grad():
             for ids in batches:
-                gpt.logits(ids, looped)  # type: ignore[operator]
+                gpt(ids, None, looped)
                 count += 1
     finally:
         for hook in hooks:

@@ -12,8 +12,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from trainer.errors import DataError, ResourceError
+from trainer.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,15 @@ class Layout:
     def stage(self, stage: str, seed: int) -> Path:
         """The output folder of one seed of a stage: `train`, `quantize` or `evaluate`."""
         return self.root / stage / str(seed)
+
+    def metrics(self, stage: str, seed: int, names: tuple[str, ...]) -> dict[str, Any]:
+        """The metrics.json of a stage. Raises DataError if it is missing, damaged, or lacks one of `names`."""
+        path, remedy = self.stage(stage, seed) / "metrics.json", f"run `dvc repro {stage}@{seed}`"
+        found = read_json(path, remedy=remedy)
+        missing = [name for name in names if not isinstance(found, dict) or name not in found]
+        if missing:
+            raise DataError(f"{path} lacks {', '.join(missing)}; {remedy}")
+        return dict(found)
 
     def resume(self, seed: int) -> Path:
         """Checkpoints of a training that has not finished; removed when it has."""

@@ -26,7 +26,10 @@ from trainer.shards import Shard
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some sequences of one split: `rows` uint16 [n, T+1], and for each row its shard's index and first token."""
+    """Some sequences of one split: `rows` uint16 [n, T+1], and for each row its shard's index and first token.
+
+    `split` is train or val, or self for text that the model wrote (`trainer.calibration`).
+    """
 
     draw: int
     split: str

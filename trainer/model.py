@@ -5,7 +5,7 @@ softcap → cross-entropy. Depth recurrence is only a longer execution list over
 
     gpt = GPT(recipe, seed=42)
     losses = gpt(ids, targets, looped)          # [B, T] fp32, nats
-    logits = gpt.logits(ids, looped)            # [B, T, V] fp32, after the softcap
+    logits = gpt(ids, None, looped)             # [B, T, V] fp32, after the softcap
 
 Mixed precision is the caller's autocast: matrices are cast where they multiply, vectors, gains and gates stay fp32, and
 the residual stream takes autocast's dtype. Without autocast everything is fp32.
@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -117,12 +119,17 @@ class GPT(nn.Module):
         """Name → parameter of q, k, v, o, up and down of every block, in the order of `named_parameters`."""
         return {name: value for name, value in self.named_parameters() if name.endswith(".weight")}
 
-    def forward(self, ids: Tensor, targets: Tensor, looped: bool) -> Tensor:
-        """Loss of every target, fp32 [B, T] in nats; ids and targets int64 [B, T], `looped` with depth recurrence."""
-        logits = self.logits(ids, looped)
+    def forward(self, ids: Tensor, targets: Tensor | None, looped: bool) -> Tensor:
+        """Loss of every target, fp32 [B, T] in nats, or without targets the logits, fp32 [B, T, V].
+
+        ids and targets int64 [B, T], `looped` with depth recurrence. Every use of the model comes through here.
+        """
+        logits = self._logits(ids, looped)
+        if targets is None:
+            return logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
-    def logits(self, ids: Tensor, looped: bool) -> Tensor:
+    def _logits(self, ids: Tensor, looped: bool) -> Tensor:
         """c·tanh(z/c) of z = E RMS(x), fp32 [B, T, V]; ids int64 [B, T]."""
         z = wide(self.head(rms(self._stream(ids, looped)), self.embedding))
         return self.softcap * torch.tanh(z / self.softcap)
@@ -152,6 +159,16 @@ class GPT(nn.Module):
             return self.cos[:length], self.sin[:length]
         cos, sin = self.rotary_tables(length)
         return cos.to(self.cos), sin.to(self.sin)
+
+
+def called(gpt: GPT, *, compiled: bool) -> Callable[..., Tensor]:
+    """What to call with (ids, targets, looped): the model, or its compiled form. Announces both as `golf.model`."""
+    sys.audit("golf.model", gpt)
+    if not compiled:
+        return gpt
+    form: Callable[..., Tensor] = torch.compile(gpt)
+    sys.audit("golf.model", form)
+    return form
 
 
 def initialize(gpt: GPT, recipe: Recipe, *, seed: int) -> None:

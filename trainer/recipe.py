@@ -166,7 +166,7 @@ def _convert(name: str, field: dataclasses.Field[Any], given: Any) -> Any:
     elif wanted is str:
         if not isinstance(given, str):
             raise RecipeError(f"{name}: got {given!r}, expected text")
-        value = given
+        value = _joined(name, given, field.metadata["parts"]) if field.metadata["parts"] else given
     else:
         value = _number(name, given, wanted)
         _check_range(name, value, field.metadata)
@@ -185,6 +185,14 @@ def _number(name: str, given: Any, wanted: type) -> Any:
     if not abs(value) < 1e38 or (wanted is int and not isinstance(given, str) and value != given):
         raise refused
     return value
+
+
+def _joined(name: str, given: str, parts: tuple[str, ...]) -> str:
+    """`none`, or some of `parts` joined with +, each once, in any order; in the order of `parts`."""
+    found = given.split("+")
+    if given != "none" and (not set(found) <= set(parts) or len(set(found)) != len(found)):
+        raise RecipeError(f"{name}: got {given!r}, expected none or {', '.join(parts)}, each at most once, joined by +")
+    return given if given == "none" else "+".join(part for part in parts if part in found)
 
 
 def _check_range(name: str, value: float, metadata: Mapping[str, Any]) -> None:
@@ -224,6 +232,7 @@ def check(recipe: Recipe) -> None:
             f"eval.stride: got {recipe.eval.stride}, expected a divisor of train.sequence_length "
             f"= {train.sequence_length}"
         )
+    check_adaptation(recipe)
     if not train.seconds and not train.steps:
         raise RecipeError("train.seconds and train.steps are both 0, so training would never end; set one of them")
     if train.seconds and train.reserve_seconds >= train.seconds:
@@ -241,6 +250,20 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             f"corpus.documents: got {recipe.corpus.documents}, expected more than "
             f"corpus.validation_documents = {recipe.corpus.validation_documents}"
+        )
+
+
+def check_adaptation(recipe: Recipe) -> None:
+    """The relations of the keys that `ttt.mode` puts to use."""
+    ttt, length, stride = recipe.ttt, recipe.train.sequence_length, recipe.eval.stride
+    if ttt.prequant and ttt.freeze_blocks > recipe.model.layers:
+        raise RecipeError(
+            f"ttt.freeze_blocks: got {ttt.freeze_blocks}, expected at most model.layers = {recipe.model.layers}"
+        )
+    if ttt.score_first and (ttt.chunk_tokens % length or ttt.chunk_tokens % stride):
+        raise RecipeError(
+            f"ttt.chunk_tokens: got {ttt.chunk_tokens}, expected a multiple of train.sequence_length = {length} and of "
+            f"eval.stride = {stride}, so that a chunk is scored whole before it is trained on"
         )
 
 

@@ -2,7 +2,8 @@
 
 `log.txt` holds the lines as printed, `log.jsonl` one JSON object an event, `times.json` the seconds of each phase. All
 three depend on the clock, so they lie in a `clock.*` folder. Only the leader writes and prints. On a terminal, long
-work shows a bar (tqdm, where it is installed); in a pipe there are plain lines.
+work shows a bar (tqdm, where it is installed); in a pipe there are plain lines. Every rank announces the phase that it
+enters (PEP 578, `golf.phase`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class RunLog:
         self.began = self._switched = time.perf_counter()
         self.phases: dict[str, float] = {}
         self._open = ["other"]
+        sys.audit("golf.phase", "other")
         self.measured: dict[str, float] = {}
         self._bar: Any = None
         self._text: IO[str] | None = (folder / "log.txt").open("w", encoding="utf-8") if folder else None
@@ -77,23 +79,26 @@ class RunLog:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the seconds of the body to a named phase. A phase inside another interrupts it, so phases tile."""
-        self._switch()
+        self._count()
         self._open.append(name)
+        sys.audit("golf.phase", name)
         try:
             yield
         finally:
-            self._switch()
+            self._count()
             self._open.pop()
+            sys.audit("golf.phase", self._open[-1])
             self.event("phase", name=name, phase_seconds=round(self.phases[name], 4))
 
-    def _switch(self) -> None:
+    def _count(self) -> None:
+        """Give the seconds since the last call to the phase that is open."""
         now = time.perf_counter()
         self.phases[self._open[-1]] = self.phases.get(self._open[-1], 0.0) + now - self._switched
         self._switched = now
 
     def write_times(self) -> None:
         """Write times.json: the phases (`other` is what lies in none of them), which add up to the stage's time."""
-        self._switch()
+        self._count()
         if self.folder is None:
             return
         total = self._switched - self.began

@@ -14,12 +14,25 @@ from typing import Any, Literal
 VIRTUAL_RANKS = 8
 """Training sequences are drawn for this many virtual ranks, whatever the number of processes."""
 
+TTT_PARTS = ("prequant", "score_first", "rescore")
+"""What `ttt.mode` joins with +, in the order in which they happen."""
+
 
 def key(
-    default: Any, doc: str, *, low: float | None = None, high: float | None = None, above: float | None = None
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    parts: tuple[str, ...] = (),
 ) -> Any:
-    """A recipe key: its value on 8 GPUs, one line of help, and its range (`low` ≤ value ≤ `high`, value > `above`)."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "above": above})
+    """A recipe key: its value on 8 GPUs, one line of help, and its range (`low` ≤ value ≤ `high`, value > `above`).
+
+    With `parts` it is a text, `none` or some of them joined with +.
+    """
+    about = {"doc": doc, "low": low, "high": high, "above": above, "parts": parts}
+    return dataclasses.field(default=default, metadata=about)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +137,9 @@ class Gptq:
     embed_k: float = key(20.0, "SDClip: clip of an embedding row in standard deviations", above=0.0)
     damping: float = key(0.01, "share of the Hessian's mean diagonal added to it", low=0.0)
     block: int = key(128, "columns per lazy update", low=1)
+    calibration: Literal["train", "val", "self"] = key(
+        "train", "whose sequences the Hessians see; val contaminates, self = text that the model writes"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +161,39 @@ class Eval:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Ttt:
+    mode: str = key(
+        "none",
+        "training on validation: score_first (legal), prequant or rescore (contaminate), joined with +",
+        parts=TTT_PARTS,
+    )
+    epochs: int = key(6, "prequant: passes over all validation tokens", low=1)
+    lr: float = key(5e-4, "prequant: learning rate of AdamW at its start", above=0.0)
+    freeze_blocks: int = key(2, "prequant: the first N blocks keep their weights", low=0)
+    sequences: int = key(32, "prequant: sequences in a step; score_first: most in one forward pass", low=1)
+    chunk_tokens: int = key(32_768, "score_first: targets in a chunk; a multiple of the sequence length", low=1)
+    chunk_epochs: int = key(3, "score_first: steps on each chunk, after its score", low=1)
+    chunk_lr: float = key(0.005, "score_first: learning rate of SGD at the first chunk", above=0.0)
+    momentum: float = key(0.9, "score_first: momentum of SGD", low=0.0, high=0.9999)
+    clip: float = key(1.0, "most norm of the gradient in both, 0 = no clipping", low=0.0)
+
+    @property
+    def prequant(self) -> bool:
+        """The weights are fitted to the validation tokens before they are quantized."""
+        return "prequant" in self.mode.split("+")
+
+    @property
+    def rescore(self) -> bool:
+        """Everything is scored again with the weights that score-first left."""
+        return "rescore" in self.mode.split("+")
+
+    @property
+    def score_first(self) -> bool:
+        """Chunks are scored, then trained on; `rescore` has this pass before it."""
+        return "score_first" in self.mode.split("+") or self.rescore
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Every setting of a run. `golf-train resolve` writes it as JSON, all later stages read that."""
 
@@ -152,6 +201,9 @@ class Recipe:
     device: Literal["cpu", "cuda"] = key("cuda", "where the model runs")
     seeds: tuple[int, ...] = key((42, 314, 999), "one run each, declared before the runs")
     qk_gain: float = key(4.0, "initial gain on the queries of every head", above=0.0)
+    track: Literal["none", "A", "B"] = key(
+        "none", "what the submission claims: A = weights fixed before scoring, B = adapted while scoring"
+    )
     dist: Dist = Dist()
     corpus: Corpus = Corpus()
     tokens: Tokens = Tokens()
@@ -164,6 +216,7 @@ class Recipe:
     gptq: Gptq = Gptq()
     artifact: Artifact = Artifact()
     eval: Eval = Eval()
+    ttt: Ttt = Ttt()
 
 
 SCALES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
@@ -209,6 +262,8 @@ SCALES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "train.compile": False,
             "calibration.batches": 8,
             "eval.batch_windows": 16,
+            "ttt.sequences": 8,
+            "ttt.chunk_tokens": 2048,
         },
     }
 )
@@ -230,7 +285,26 @@ STAGES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
             "train",
             "calibration",
         ),
-        "quantize": ("dist", "gptq", "artifact"),
+        # More than weights and Hessians only where it fits or calibrates anew.
+        "quantize": (
+            "device",
+            "dist",
+            "corpus.source",
+            "tokens",
+            "model",
+            "loop",
+            "train.sequence_length",
+            "train.compile",
+            "calibration",
+            "gptq",
+            "artifact",
+            "ttt.mode",
+            "ttt.epochs",
+            "ttt.lr",
+            "ttt.freeze_blocks",
+            "ttt.sequences",
+            "ttt.clip",
+        ),
         "evaluate": (
             "device",
             "dist",
@@ -241,6 +315,13 @@ STAGES: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
             "train.sequence_length",
             "train.compile",
             "eval",
+            "ttt.mode",
+            "ttt.sequences",
+            "ttt.chunk_tokens",
+            "ttt.chunk_epochs",
+            "ttt.chunk_lr",
+            "ttt.momentum",
+            "ttt.clip",
         ),
     }
 )

@@ -2,14 +2,13 @@
 
     train@seed → quantize@seed → evaluate@seed
 
-A stage reads what the one before wrote, writes into a temporary folder and renames it at the end, so a killed stage
-leaves nothing that looks finished. Numbers and bytes that repeat go to the stage's folder; log and times go to a
-`clock.*` folder (`trainer.layout`).
+Each says who it is before it begins and when it is done (`trainer.identity`), reads what the one before wrote, writes
+into a temporary folder and renames it at the end, so a killed stage leaves nothing that looks finished. Numbers and
+bytes that repeat go to the stage's folder; log and times go to a `clock.*` folder (`trainer.layout`).
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import shutil
@@ -21,18 +20,21 @@ from typing import Any
 
 import torch
 
-from trainer import artifact, checkpoint, gptq, source
+from trainer import artifact, calibration, checkpoint, contamination, gptq, source
 from trainer import recipe as recipes
 from trainer.data import DataSet
 from trainer.distributed import world
 from trainer.errors import ArtifactError, DataError, ResourceError
-from trainer.files import read_json, sha256_file, write_json
+from trainer.evaluation import Evaluation, score_label
+from trainer.files import sha256_file, write_json
+from trainer.identity import announced
 from trainer.layout import Layout
 from trainer.model import GPT
-from trainer.runlog import stage_folders
-from trainer.scoring import Score, Targets, score
+from trainer.preparation import Material, Prepared, prepare
+from trainer.runlog import RunLog, stage_folders
+from trainer.scoring import Score, Targets
 from trainer.settings import Recipe
-from trainer.training import Training, describe
+from trainer.training import Training
 
 
 @contextmanager
@@ -49,6 +51,7 @@ def train(layout: Layout, recipe: Recipe, seed: int) -> None:
     torch.use_deterministic_algorithms(recipe.device == "cpu")
     with (
         world(recipe) as ranks,
+        announced(layout, recipe, stage="train", seed=seed, rank=ranks.rank, ranks=ranks.size),
         stage_folders(layout, "train", seed, layout.stage("train", seed), leader=ranks.leader) as (folder, log),
         memory("lower train.micro_sequences"),
     ):
@@ -67,55 +70,51 @@ def train(layout: Layout, recipe: Recipe, seed: int) -> None:
 
 
 def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
-    """The submission's model file, from weights and Hessians; opens no token shard."""
+    """The submission's model file, from weights and Hessians; a clean recipe opens no token shard."""
     torch.set_num_threads(recipe.dist.threads)
-    trained = layout.stage("train", seed)
-    training = read_metrics(layout, "train", seed, ("recipe_digest", "data_digest", "parameters"))
-    with stage_folders(layout, "quantize", seed, layout.stage("quantize", seed)) as (folder, log):
+    training = layout.metrics("train", seed, ("recipe_digest", "data_digest", "parameters"))
+    with (
+        announced(layout, recipe, stage="quantize", seed=seed),
+        stage_folders(layout, "quantize", seed, layout.stage("quantize", seed)) as (folder, log),
+        memory("lower ttt.sequences or calibration.sequences"),
+    ):
         with log.phase("setup"):
-            state, _ = checkpoint.load(trained / "model.safetensors")
-            hessians, sites = read_hessians(trained / "hessians.safetensors")
+            trained, sites = read_trained(layout.stage("train", seed))
+        prepared = prepare(layout, recipe, seed, trained, log, data_digest=training["data_digest"])
         with log.phase("quantize"):
-            model = gptq.quantize_model(state, hessians, sites, recipe.gptq)
+            model = gptq.quantize_model(prepared.submitted.weights, prepared.submitted.hessians, sites, recipe.gptq)
+            beside = write_beside(folder, prepared, sites, recipe)
         lineage = {name: training[name] for name in ("recipe_digest", "data_digest")}
-        metadata = {"seed": seed, "train": lineage, "quantize": recipes.digest(recipe, stage="quantize")}
-        path = folder / "model.golf"
-        with log.phase("compress"):
-            artifact.write(path, model, metadata=metadata, quality=recipe.artifact.quality, threads=recipe.dist.threads)
-        with log.phase("read back"):
-            check_same(model, artifact.read(path)[0])
-        digest = sha256_file(path)
-        sys.audit("golf.artifact", str(path), digest, path.stat().st_size)
-        sizes = {
-            "model_bytes": path.stat().st_size,
-            "code_bytes": source.packed_size(),
-            "limit_bytes": recipe.artifact.limit_bytes,
-        }
-        total = sizes["model_bytes"] + sizes["code_bytes"]
+        about = {"seed": seed, "train": lineage, "quantize": recipes.digest(recipe, stage="quantize")}
+        reasons = contamination.of_artifact(recipe)
+        digest, size = seal(folder / "model.golf", model, about | {"contaminated": reasons}, recipe, log)
+        code, limit = source.packed_size(), recipe.artifact.limit_bytes
         metrics = {
             "seed": seed,
-            "recipe_digest": recipes.digest(recipe, stage="quantize"),
+            "recipe_digest": about["quantize"],
             "artifact_sha256": digest,
-            **sizes,
-            "total_bytes": total,
+            "model_bytes": size,
+            "code_bytes": code,
+            "limit_bytes": recipe.artifact.limit_bytes,
+            "total_bytes": size + code,
             "parameters": training["parameters"],
+            "contaminated": reasons,
         }
-        write_json(folder / "metrics.json", metrics)
-        over = "over" if total > recipe.artifact.limit_bytes else "under"
+        write_json(folder / "metrics.json", metrics | prepared.fit | beside)
+        over = "over" if size + code > limit else "under"
         log.line(
-            f"seed {seed}: model {sizes['model_bytes']:,} bytes + code {sizes['code_bytes']:,} = {total:,}, "
-            f"{abs(recipe.artifact.limit_bytes - total):,} {over} the limit"
+            f"seed {seed}: model {size:,} bytes + code {code:,} = {size + code:,}, "
+            f"{abs(limit - size - code):,} {over} the limit"
         )
+        if reasons:
+            log.line(contamination.warning(reasons))
 
 
-def read_metrics(layout: Layout, stage: str, seed: int, names: tuple[str, ...]) -> dict[str, Any]:
-    """The metrics.json of a stage. Raises DataError if it is missing, damaged, or lacks one of `names`."""
-    path, remedy = layout.stage(stage, seed) / "metrics.json", f"run `dvc repro {stage}@{seed}`"
-    found = read_json(path, remedy=remedy)
-    missing = [name for name in names if not isinstance(found, dict) or name not in found]
-    if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}; {remedy}")
-    return dict(found)
+def read_trained(folder: Path) -> tuple[Material, dict[str, str]]:
+    """What training left for the quantizer, and parameter → site of its Hessian."""
+    state, _ = checkpoint.load(folder / "model.safetensors")
+    hessians, sites = read_hessians(folder / "hessians.safetensors")
+    return Material(state, hessians), sites
 
 
 def read_hessians(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -130,6 +129,36 @@ def read_hessians(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return hessians, sites
 
 
+def write_beside(folder: Path, prepared: Prepared, sites: dict[str, str], recipe: Recipe) -> dict[str, Any]:
+    """What is no part of the submission, where there is any; returns what the metrics say about it.
+
+    That are calibration sequences that are not train's own, and the reference as quantization leaves it: fp32, never
+    packed.
+    """
+    if prepared.sequences:
+        calibration.save(folder / "calibration.safetensors", prepared.sequences)
+    if prepared.reference is None:
+        return {}
+    weights, hessians = prepared.reference.weights, prepared.reference.hessians
+    quantized = gptq.dequantize_model(gptq.quantize_model(weights, hessians, sites, recipe.gptq))
+    path = folder / "reference.safetensors"
+    checkpoint.save(path, quantized, {})
+    return {"reference_sha256": sha256_file(path)}
+
+
+def seal(
+    path: Path, model: gptq.QuantizedModel, metadata: dict[str, Any], recipe: Recipe, log: RunLog
+) -> tuple[str, int]:
+    """Write the artifact, read it back, announce it: its digest and its bytes."""
+    with log.phase("compress"):
+        artifact.write(path, model, metadata=metadata, quality=recipe.artifact.quality, threads=recipe.dist.threads)
+    with log.phase("read back"):
+        check_same(model, artifact.read(path)[0])
+    digest, size = sha256_file(path), path.stat().st_size
+    sys.audit("golf.artifact", str(path), digest, size)
+    return digest, size
+
+
 def check_same(written: gptq.QuantizedModel, read: gptq.QuantizedModel) -> None:
     """What was read back from disk must be what was written, tensor by tensor."""
     before, after = gptq.dequantize_model(written), gptq.dequantize_model(read)
@@ -140,70 +169,62 @@ def check_same(written: gptq.QuantizedModel, read: gptq.QuantizedModel) -> None:
 
 
 def evaluate(layout: Layout, recipe: Recipe, seed: int) -> None:
-    """Bits per byte of the artifact as it lies on disk: sequential and sliding windows."""
+    """Bits per byte of the artifact as it lies on disk, by every pass that the recipe asks for."""
     torch.use_deterministic_algorithms(recipe.device == "cpu")
     with (
         world(recipe) as ranks,
+        announced(layout, recipe, stage="evaluate", seed=seed, rank=ranks.rank, ranks=ranks.size),
         stage_folders(layout, "evaluate", seed, layout.stage("evaluate", seed), leader=ranks.leader) as (folder, log),
-        memory("lower eval.batch_windows"),
+        memory("lower eval.batch_windows or ttt.sequences"),
     ):
         ranks.barrier()  # the leader has made the folders
         with log.phase("setup"):
             dataset = DataSet.open(layout.data, recipe, splits=("val",), ids=ranks.leader, verify=ranks.leader)
             gpt, metadata, digest = submitted(layout.stage("quantize", seed) / "model.golf", recipe)
             check_lineage(layout, seed, metadata, digest, dataset)
-            gpt.to(ranks.device)
-            model = torch.compile(gpt) if recipe.train.compile and ranks.device.type == "cuda" else gpt
+            reference = check_reference(layout, recipe, seed, metadata)
             targets = Targets.of(dataset, length=recipe.train.sequence_length)
-        found = {}
-        for label, stride in (("sequential", recipe.train.sequence_length), ("sliding", recipe.eval.stride)):
-            with log.phase(label):
-                found[label] = score(
-                    model,
-                    targets,
-                    length=recipe.train.sequence_length,
-                    stride=stride,
-                    batch=recipe.eval.batch_windows,
-                    world=ranks,
-                    label=label,
-                    progress=functools.partial(log.progress, what=f"{label}, seed {seed}"),
-                )
-            log.line(f"{label}: {describe(found[label])}")
+            evaluation = Evaluation(gpt.to(ranks.device), targets, recipe, ranks, log, seed=seed)
+        found = evaluation.run(reference)
         if ranks.leader:
-            metrics = evaluation(layout, recipe, seed, found, metadata, digest, dataset)
+            metrics = measured(layout, recipe, seed, found, metadata, digest, dataset)
             write_json(folder / "metrics.json", metrics)
-            margin = metrics["margin_under_bigram_bpb"]
-            log.line(
-                f"seed {seed}: {metrics['val_bpb']:.4f} bits per byte, {metrics['share_of_first']:.1%} of the first "
-                f"evaluation's, {abs(margin):.4f} {'under' if margin > 0 else 'OVER'} what a bigram model reaches"
-            )
+            report(metrics, log)
+
+
+def report(metrics: dict[str, Any], log: RunLog) -> None:
+    """The last lines of the log: the score, and what is wrong with it."""
+    margin = metrics["margin_under_bigram_bpb"]
+    log.line(
+        f"seed {metrics['seed']}: {metrics['val_bpb']:.4f} bits per byte, {metrics['share_of_first']:.1%} of the first "
+        f"evaluation's, {abs(margin):.4f} {'under' if margin > 0 else 'OVER'} what a bigram model reaches"
+    )
+    if metrics["contamination"]:
+        log.line(contamination.describe(metrics["contamination"]))
+    if metrics["contaminated"]:
+        log.line(contamination.warning(metrics["contaminated"]))
 
 
 def submitted(path: Path, recipe: Recipe) -> tuple[GPT, dict[str, Any], str]:
     """The model in an artifact, its metadata and digest. Raises ArtifactError if it does not fit the recipe."""
     model, metadata = artifact.read(path)
     gpt = GPT(recipe, seed=0)
-    state = gptq.dequantize_model(model)
-    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
-    wanted = {name: list(tensor.shape) for name, tensor in gpt.state_dict().items()}
-    if differing := sorted(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n)):
-        name = differing[0]
-        raise ArtifactError(
-            f"{path} does not fit the recipe: {name} is {shapes.get(name, 'missing')}, expected "
-            f"{wanted.get(name, 'none')}, and {len(differing) - 1} more; evaluate with the recipe it was trained with"
-        )
-    gpt.load_state_dict(state)
-    sys.audit("golf.weights", "artifact loaded")
+    checkpoint.put(gpt, gptq.dequantize_model(model), where=path, why="artifact loaded")
     return gpt, metadata, sha256_file(path)
 
 
 def check_lineage(layout: Layout, seed: int, metadata: dict[str, Any], digest: str, dataset: DataSet) -> None:
     """The artifact must be the one that quantize wrote for this seed, trained with this data. Before any scoring."""
-    quantized = read_metrics(layout, "quantize", seed, ("artifact_sha256", "total_bytes"))
+    quantized = layout.metrics("quantize", seed, ("artifact_sha256", "total_bytes", "contaminated"))
     if metadata.get("seed") != seed or quantized["artifact_sha256"] != digest:
         raise ArtifactError(
             f"the artifact is of seed {metadata.get('seed')} with {digest}, expected seed {seed} with "
             f"{quantized['artifact_sha256']}; run `dvc repro quantize@{seed}`"
+        )
+    if quantized["contaminated"] != metadata.get("contaminated"):
+        raise ArtifactError(
+            f"the artifact is marked contaminated by {metadata.get('contaminated')}, quantize wrote "
+            f"{quantized['contaminated']}; run `dvc repro quantize@{seed}`"
         )
     if dataset.digest != metadata["train"]["data_digest"]:
         raise DataError(
@@ -212,7 +233,28 @@ def check_lineage(layout: Layout, seed: int, metadata: dict[str, Any], digest: s
         )
 
 
-def evaluation(
+def check_reference(layout: Layout, recipe: Recipe, seed: int, metadata: dict[str, Any]) -> Path | None:
+    """The unfitted reference beside an artifact that was fitted to validation, None beside another.
+
+    Raises ArtifactError if recipe and artifact disagree about the fit, or the file is not the one that quantize wrote.
+    """
+    fitted = "prequant" in metadata["contaminated"]
+    if fitted != recipe.ttt.prequant:
+        raise ArtifactError(
+            f"the artifact was {'' if fitted else 'not '}fitted to validation, ttt.mode is {recipe.ttt.mode}; "
+            f"run `dvc repro quantize@{seed}`"
+        )
+    if not fitted:
+        return None
+    path = layout.stage("quantize", seed) / "reference.safetensors"
+    wanted = layout.metrics("quantize", seed, ("reference_sha256", "before_quantization"))["reference_sha256"]
+    found = sha256_file(path) if path.exists() else "missing"
+    if found != wanted:
+        raise ArtifactError(f"{path} is {found}, expected {wanted}; run `dvc repro quantize@{seed}`")
+    return path
+
+
+def measured(
     layout: Layout,
     recipe: Recipe,
     seed: int,
@@ -222,23 +264,27 @@ def evaluation(
     dataset: DataSet,
 ) -> dict[str, Any]:
     """The metrics of the stage, with what they are compared to. `recipe_digest` covers the stages before as well."""
-    training = read_metrics(layout, "train", seed, ("first_val_bpb", "pre_quant_val_bpb"))
-    quantized = read_metrics(layout, "quantize", seed, ("total_bytes",))
+    training = layout.metrics("train", seed, ("first_val_bpb", "pre_quant_val_bpb"))
+    quantized = layout.metrics("quantize", seed, ("total_bytes",))
     lineage = [metadata["train"], metadata["quantize"], recipes.digest(recipe, stage="evaluate")]
-    sliding, bigram = found["sliding"], dataset.facts["bigram_val_bpb"]
+    total, bigram = found[score_label(recipe.ttt)], dataset.facts["bigram_val_bpb"]
     return {
         "seed": seed,
         "recipe_digest": "sha256:" + hashlib.sha256(json.dumps(lineage, sort_keys=True).encode()).hexdigest(),
         "data_digest": dataset.digest,
         "artifact_sha256": digest,
         "total_bytes": quantized["total_bytes"],
-        "val_bpb": sliding.val_bpb,
-        "val_loss_nats": sliding.val_loss_nats,
+        "val_bpb": total.val_bpb,
+        "val_loss_nats": total.val_loss_nats,
+        "score_label": score_label(recipe.ttt),
         "sequential": found["sequential"].as_dict(),
-        "sliding": sliding.as_dict(),
+        "sliding": found["sliding"].as_dict(),
+        "adapted": total.as_dict() if recipe.ttt.score_first else None,
+        "contaminated": contamination.of_score(recipe, metadata),
+        "contamination": contamination.survey(quantized["before_quantization"], found) if recipe.ttt.prequant else None,
         "pre_quant_val_bpb": training["pre_quant_val_bpb"],
         "first_val_bpb": training["first_val_bpb"],
         "bigram_val_bpb": bigram,
-        "share_of_first": sliding.val_bpb / training["first_val_bpb"],
-        "margin_under_bigram_bpb": bigram - sliding.val_bpb,
+        "share_of_first": total.val_bpb / training["first_val_bpb"],
+        "margin_under_bigram_bpb": bigram - total.val_bpb,
     }

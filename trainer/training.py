@@ -6,7 +6,8 @@ At the end, still inside the training clock, the Hessians of the averaged weight
 so whatever comes later needs no training data. Validation, compile warm-up and writing stand outside the clock.
 
 Announced (PEP 578), whoever listens: `golf.draw` (loader), `golf.step` with the draws it uses, `golf.score` (scoring),
-`golf.weights` whenever weights change by anything else than a step (warm-up restored, average swapped in, resumed).
+`golf.calibrate` (calibration), `golf.weights` whenever weights change by anything else than a step (warm-up restored,
+average swapped in, resumed).
 
 A killed training goes on from its last checkpoint, to the same bits on a CPU, if recipe, sources, data and number of
 ranks are the same; else it starts anew and says so.
@@ -21,27 +22,27 @@ import json
 import math
 import shutil
 import sys
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainer import checkpoint, hessians, source
-from trainer import recipe as recipes
+from trainer import calibration, checkpoint
 from trainer.attention import attention_backend
 from trainer.data import DataSet
-from trainer.distributed import World
+from trainer.device import Queue, autocast, pair
+from trainer.distributed import World, check_replicas, fingerprint
 from trainer.errors import ArtifactError, GolfError
 from trainer.files import read_json, write_json, write_text
+from trainer.identity import Identity
 from trainer.loader import Batch, Loader
-from trainer.model import GPT
+from trainer.model import GPT, called
 from trainer.optimizer import Optimizers
 from trainer.runlog import RunLog
 from trainer.schedule import Clock, Decision, Record, Schedule
-from trainer.scoring import Score, Targets, autocast, score
+from trainer.scoring import Score, Targets, describe, score
 from trainer.settings import VIRTUAL_RANKS, Recipe
 
 
@@ -64,30 +65,16 @@ class Average:
         sys.audit("golf.weights", "average swapped in")
 
 
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """What a training is made from. Equal at its start and end, or the run is not what it says."""
-
-    recipe_digest: str
-    source_digest: str
-    data_digest: str
-
-    @classmethod
-    def of(cls, recipe: Recipe, data: DataSet) -> Identity:
-        return cls(recipes.digest(recipe, stage="train"), source.digest(), data.digest)
-
-
 class Training:
     """The state of one training and the steps that move it. `run` is the whole story; the rest are its sentences."""
 
     def __init__(self, recipe: Recipe, data: DataSet, world: World, *, seed: int, log: RunLog) -> None:
         self.recipe, self.data, self.world, self.seed, self.log = recipe, data, world, seed, log
-        self.identity = Identity.of(recipe, data)
+        self.identity = Identity.of(recipe, stage="train", data_digest=data.digest)
         self.gpt = GPT(recipe, seed=seed).to(world.device)
         self.optimizers = Optimizers(self.gpt, recipe, group=world.group)
         self.average = Average(self.gpt, decay=recipe.train.ema)
-        compiled = recipe.train.compile and world.device.type == "cuda"
-        self.forward: Callable[..., torch.Tensor] = torch.compile(self.gpt) if compiled else self.gpt
+        self.forward = called(self.gpt, compiled=recipe.train.compile and world.device.type == "cuda")
         self.loader = Loader(
             shards=data.train,
             length=recipe.train.sequence_length,
@@ -239,7 +226,7 @@ class Training:
         with self.log.phase("hessians"):
             hessian = self.collect(steps)
         elapsed += self.log.phases["hessians"]
-        self.check_replicas()
+        check_replicas(self.gpt, self.world)
         # The curve ends with the averaged weights, which is what goes on from here.
         self.validations = [row for row in self.validations if row[0] != steps]
         final = self.validate(steps, looped=True, weights="averaged")
@@ -330,15 +317,7 @@ class Training:
 
     def collect(self, steps: int) -> dict[str, torch.Tensor]:
         """Hessians of the averaged weights with the loops on, averaged over ranks."""
-        batches = (batch.announce() for batch in self.calibration(steps, self.world.virtual_ranks))
-        inputs = (pair(batch.rows, self.world.device)[0] for batch in batches)
-        with autocast(self.world.device):
-            found = hessians.collect(self.gpt, inputs, looped=True)
-        self.world.collectives += 1
-        found = hessians.reduce(found, self.world.group)
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize()  # they belong to the training clock, so it must see their end
-        return found
+        return calibration.collect(self.gpt, self.calibration(steps, self.world.virtual_ranks), self.world)
 
     def calibration(self, steps: int, virtual_ranks: Sequence[int]) -> list[Batch]:
         """The training sequences behind the Hessians: what the virtual ranks would have drawn next."""
@@ -346,16 +325,10 @@ class Training:
         loader = dataclasses.replace(self.loader, virtual_ranks=virtual_ranks)
         return loader.calibration(steps, batches=wanted.batches, sequences=wanted.sequences)
 
-    def check_replicas(self) -> None:
-        """All ranks must end with the same weights, bit for bit."""
-        digests = self.world.gather(fingerprint(self.gpt))
-        if len(set(digests)) != 1:
-            raise GolfError(f"the ranks ended with different weights: {digests}; this is a bug of the trainer")
-
     def write(self, out: Path, steps: int, final: Score, hessian: dict[str, torch.Tensor]) -> dict[str, Any]:
         """The outputs of the stage; only the leader writes, also the calibration sequences of all ranks."""
         first = self.validations[0]
-        end = Identity.of(self.recipe, self.data)
+        end = Identity.of(self.recipe, stage="train", data_digest=self.data.digest)
         metrics = {
             "seed": self.seed,
             **dataclasses.asdict(self.identity),
@@ -381,8 +354,7 @@ class Training:
             )
             sites = {"sites": json.dumps(self.gpt.sites)}
             checkpoint.save(out / "hessians.safetensors", {name: h.cpu() for name, h in hessian.items()}, sites)
-            batches = self.calibration(steps, range(VIRTUAL_RANKS))
-            checkpoint.save(out / "calibration.safetensors", calibration_tensors(batches), {})
+            calibration.save(out / "calibration.safetensors", self.calibration(steps, range(VIRTUAL_RANKS)))
             write_json(out / "schedule.json", self.schedule.record.as_dict())
             write_table(out / "train_loss.tsv", ("step", "train_loss_nats", "lr_factor"), self.losses)
             write_table(out / "validation.tsv", ("step", "val_loss_nats", "val_bpb"), self.validations)
@@ -390,59 +362,6 @@ class Training:
         return metrics
 
 
-class Queue:
-    """Keeps the host at most two steps ahead of a GPU, so that the clock tells when steps end, not when they start."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.events: deque[torch.cuda.Event] = deque()
-        self.device = device
-
-    def push(self) -> None:
-        if self.device.type == "cuda":
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-            self.events.append(event)
-
-    def wait(self, ahead: int = 2) -> None:
-        while len(self.events) > ahead:
-            self.events.popleft().synchronize()
-
-    def drain(self) -> None:
-        self.wait(0)
-
-
-def pair(rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint16 rows [n, T+1] as inputs and targets, int64 [n, T] each, on the device (they travel as 16 bits)."""
-    # torch has few kernels for uint16; int16 has the same bits, and the mask widens them without their sign.
-    narrow = torch.from_numpy(rows.view(np.int16))
-    if device.type == "cuda":
-        narrow = narrow.pin_memory()  # from pageable memory the copy would wait for the GPU's queue
-    wide = narrow.to(device, non_blocking=True).long() & 0xFFFF
-    return wide[:, :-1], wide[:, 1:]
-
-
-def fingerprint(gpt: GPT) -> str:
-    """`sha256:…` over names and bytes of all parameters."""
-    digest = hashlib.sha256()
-    for name, parameter in gpt.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
-    return "sha256:" + digest.hexdigest()
-
-
-def calibration_tensors(batches: list[Batch]) -> dict[str, torch.Tensor]:
-    """The calibration sequences with where they stand, as tensors for a checkpoint file."""
-    return {
-        "rows": torch.from_numpy(np.concatenate([batch.rows for batch in batches]).astype(np.int32)),
-        "shards": torch.from_numpy(np.concatenate([batch.shards for batch in batches])),
-        "starts": torch.from_numpy(np.concatenate([batch.starts for batch in batches])),
-    }
-
-
 def write_table(path: Path, columns: tuple[str, ...], rows: list[tuple[int, float, float]]) -> None:
     """Tab-separated values with a header, as DVC's plots read them."""
     write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in [columns, *rows]))
-
-
-def describe(found: Score) -> str:
-    return f"{found.val_loss_nats:.4f} nats per token, {found.val_bpb:.4f} bits per byte over {found.tokens:,} tokens"

@@ -1,7 +1,10 @@
-"""Train the toy recipe with N processes and note what each announced: `ranks_program.py RUNS N`, RUNS/data made.
+"""Run a stage of the toy recipe with N processes and note what each announced.
 
-Imports once and forks, since importing torch N times is most of what a toy training would cost. Writes
-RUNS/heard.<rank>.json: for every step its sequences, as (shard, start), and the draws that the step used.
+    python -m tests.trainer.ranks_program RUNS N STAGE [KEY=VALUE …]        what STAGE reads is there below RUNS
+
+Imports once and forks, since importing torch N times is most of what a toy stage would cost. Writes
+RUNS/heard.STAGE.<rank>.json: every step with its sequences, as (shard, start), and every counted score with its
+windows, in order, with the counter of collectives of each.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.toy import toy_recipe
+from tests.toy import TOY
+from trainer import recipe as recipes
 from trainer import stages
 from trainer.layout import Layout
 
 
-def rank(runs: Path, number: int, size: int, port: int) -> None:
+def rank(runs: Path, number: int, size: int, port: int, stage: str, overrides: dict[str, str]) -> None:
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     drawn: dict[int, list[tuple[int, int]]] = {}
@@ -29,14 +33,19 @@ def rank(runs: Path, number: int, size: int, port: int) -> None:
             drawn[arguments[0]] = list(zip(arguments[2].tolist(), arguments[3].tolist(), strict=True))
         elif event == "golf.step":
             sequences = [row for draw in arguments[1] for row in drawn[draw]]
-            heard.append({"step": arguments[0], "sequences": sequences, "looped": arguments[3], "order": arguments[4]})
+            about = {"step": arguments[0], "sequences": sequences, "looped": arguments[3], "order": arguments[4]}
+            heard.append(about | {"draws": arguments[1]})
+        elif event == "golf.score" and arguments[1]:
+            windows = list(zip(arguments[2].tolist(), arguments[3].tolist(), strict=True))
+            heard.append({"score": arguments[0], "windows": windows, "order": arguments[7]})
 
     sys.addaudithook(hook)
-    stages.train(Layout(runs), toy_recipe(dist__ranks=size), 5)
-    (runs / f"heard.{number}.json").write_text(json.dumps(heard))
+    recipe = recipes.resolve(TOY | {"dist.ranks": size} | overrides)
+    getattr(stages, stage)(Layout(runs), recipe, 5)
+    (runs / f"heard.{stage}.{number}.json").write_text(json.dumps(heard))
 
 
-def main(runs: Path, size: int) -> None:
+def main(runs: Path, size: int, stage: str, overrides: dict[str, str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,7 +54,7 @@ def main(runs: Path, size: int) -> None:
         child = os.fork()
         if child == 0:
             try:
-                rank(runs, number, size, port)
+                rank(runs, number, size, port, stage, overrides)
                 os._exit(0)
             except BaseException as error:
                 print(f"rank {number}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -57,4 +66,5 @@ def main(runs: Path, size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    settings = dict(argument.split("=", 1) for argument in sys.argv[4:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], settings)

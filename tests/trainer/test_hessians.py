@@ -52,7 +52,8 @@ class Toy(nn.Module):
         self.head = Tied()
         self.sites = {"q.weight": "q", "k.weight": "q", "down.weight": "down", "embedding": "head"}
 
-    def logits(self, ids: Tensor, looped: bool) -> Tensor:
+    def forward(self, ids: Tensor, targets: Tensor | None, looped: bool) -> Tensor:
+        assert targets is None
         x = self.embedding[ids]
         for _ in range(3 if looped else 1):
             x = torch.tanh(self.q(x) + self.k(x))

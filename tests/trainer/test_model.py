@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from tests.listener import listening
 from tests.toy import toy_recipe
 from trainer.attention import rotary_tables
-from trainer.model import GPT, Block, execution, skip_pairs
+from trainer.model import GPT, Block, called, execution, skip_pairs
 from trainer.recipe import resolve
 from trainer.settings import Loop, Recipe
 
@@ -132,7 +133,7 @@ class TestSites:
         for name, calls in made.items():
             module = gpt.head if name == "embedding" else gpt.get_submodule(name.removesuffix(".weight"))
             module.register_forward_hook(lambda _, __, output, calls=calls: calls.append(output))
-        gpt.logits(_batch()[0], True)
+        gpt(_batch()[0], None, True)
         parameters = dict(gpt.named_parameters())
         for name, site in gpt.sites.items():
             assert len(seen[site]) == (2 if ".1." in name else 1)
@@ -201,7 +202,7 @@ class TestForward:
         overrides = {"model__layers": 4, "loop__first": 1, "loop__last": 2, "model__softcap": 5.0}
         recipe, gpt = toy_recipe(**overrides), _toy(**overrides).double()
         ids, targets = _batch(2, 16)
-        logits = gpt.logits(ids, looped)
+        logits = gpt(ids, None, looped)
         torch.testing.assert_close(logits, _oracle(gpt, recipe, ids, looped), rtol=1e-6, atol=1e-6)
         assert 4.0 < logits.abs().max().item() < 5.0
         p = logits.exp() / logits.exp().sum(-1, keepdim=True)
@@ -266,3 +267,15 @@ class TestGradient:
             losses.mean().backward()
             runs.append([losses, *(p.grad for p in gpt.parameters())])
         assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_the_model_and_its_compiled_form_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every module that token ids enter by a call is named, before the first call."""
+    monkeypatch.setattr(torch, "compile", torch.nn.Sequential)
+    gpt = _toy()
+    with listening() as events:
+        assert called(gpt, compiled=False) is gpt
+        form = called(gpt, compiled=True)
+    assert [event[0] for event in events] == ["golf.model"] * 3
+    assert [event[1] for event in events] == [gpt, gpt, form]
+    assert isinstance(form, torch.nn.Module)

@@ -1,4 +1,4 @@
-"""Several processes train what one trains: the same sequences in every step, the same model up to rounding."""
+"""Several processes do what one does: the same sequences in every step, the same model and score up to rounding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.toy import toy_recipe
-from trainer import distributed
+from trainer import distributed, stages
 from trainer import recipe as recipes
 from trainer.distributed import World
 from trainer.errors import ResourceError
@@ -30,15 +30,19 @@ def trained(toy_layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> dic
     for size in WORLDS:
         runs = tmp_path_factory.mktemp(f"world{size}")
         (runs / "data").symlink_to(toy_layout.data)
-        command = [sys.executable, "-m", "tests.trainer.ranks_program", str(runs), str(size)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        run(runs, size, "train")
         found[size] = runs
     return found
 
 
-def heard(runs: Path, size: int) -> list[list[dict[str, Any]]]:
-    return [json.loads((runs / f"heard.{rank}.json").read_text()) for rank in range(size)]
+def run(runs: Path, size: int, stage: str, *overrides: str) -> None:
+    command = [sys.executable, "-m", "tests.trainer.ranks_program", str(runs), str(size), stage, *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def heard(runs: Path, size: int, stage: str = "train") -> list[list[dict[str, Any]]]:
+    return [json.loads((runs / f"heard.{stage}.{rank}.json").read_text()) for rank in range(size)]
 
 
 def losses(runs: Path) -> list[float]:
@@ -74,6 +78,70 @@ def test_ranks_take_every_decision_together(trained: dict[int, Path]) -> None:
         assert all(steps == told[0] for steps in told), size
         orders = [order for *_, order in told[0]]
         assert orders == sorted(set(orders))
+
+
+CHUNK = 192
+"""Tokens of a chunk: 3 sequences and, at 4 a batch, 2 batches of windows, so 2 ranks share unequally and 4 idle."""
+
+
+@pytest.fixture(scope="module")
+def adapted(trained: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """World size → the folder of a score-first evaluation of one artifact."""
+    found = {}
+    overrides = {"ttt.mode": "score_first", "ttt.chunk_tokens": CHUNK, "ttt.chunk_lr": 0.05, "eval.batch_windows": 4}
+    recipe = toy_recipe(**{name.replace(".", "__"): value for name, value in overrides.items()})
+    for size in (1, 2, 4):
+        runs = tmp_path_factory.mktemp(f"adapted{size}") / "runs"
+        runs.mkdir()
+        for name in ("data", "train"):
+            (runs / name).symlink_to((trained[1] / name).resolve())
+        stages.quantize(Layout(runs), recipe, 5)
+        run(runs, size, "evaluate", *(f"{name}={value}" for name, value in overrides.items()))
+        found[size] = runs
+    return found
+
+
+def test_ranks_adapt_to_the_same_score(adapted: dict[int, Path]) -> None:
+    """1, 2 and 4 processes score every target once and reach the same total up to rounding (weights are compared)."""
+    found = {size: read_json(runs / "evaluate" / "5" / "metrics.json") for size, runs in adapted.items()}
+    for size, runs in adapted.items():
+        told = [w for rank in heard(runs, size, "evaluate") for event in rank for w in event.get("windows", ())]
+        targets = sorted(target for begin, count in told for target in range(begin, begin + count))
+        assert targets == list(range(found[size]["adapted"]["tokens"])), size
+        assert found[size]["val_loss_nats"] == pytest.approx(found[1]["val_loss_nats"], rel=1e-5), size
+    assert abs(found[1]["val_bpb"] - found[1]["sliding"]["val_bpb"]) > 1e-3, "the control: it adapted"
+
+
+def test_every_rank_scores_before_any_rank_trains(adapted: dict[int, Path]) -> None:
+    """A target's score lies at least one collective before each step, of any rank, on a sequence that holds it."""
+    for size, runs in adapted.items():
+        ranks = heard(runs, size, "evaluate")
+        scored = {
+            target: event["order"]
+            for rank in ranks
+            for event in rank
+            for begin, count in event.get("windows", ())
+            for target in range(begin, begin + count)
+        }
+        steps = [event for rank in ranks for event in rank if "step" in event]
+        assert steps
+        for step in steps:
+            for _, start in step["sequences"]:
+                assert max(scored[target] for target in range(start, start + 64)) < step["order"]
+
+
+def test_ranks_adapt_in_step(adapted: dict[int, Path]) -> None:
+    """All ranks step equally often at the same collectives, share out each chunk's sequences, and no draw twice."""
+    for size, runs in adapted.items():
+        ranks = [[event for event in rank if "step" in event] for rank in heard(runs, size, "evaluate")]
+        orders = [[(event["step"], event["order"]) for event in rank] for rank in ranks]
+        assert all(told == orders[0] for told in orders), size
+        draws = [draw for rank in ranks for event in rank for draw in event["draws"]]
+        assert len(draws) == len(set(draws)), size
+        for number, together in enumerate(zip(*ranks, strict=True)):
+            starts = sorted(start for event in together for _, start in event["sequences"])
+            first = number // 2 * CHUNK  # two epochs a chunk
+            assert starts == list(range(first, first + CHUNK, 64)), size
 
 
 def test_one_log_and_one_set_of_files_is_left(trained: dict[int, Path]) -> None:

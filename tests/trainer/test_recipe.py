@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from trainer import recipe as recipes
 from trainer.errors import DataError, RecipeError
-from trainer.settings import SCALES, STAGES
+from trainer.settings import SCALES, STAGES, TTT_PARTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,6 +156,14 @@ def test_an_explicit_value_wins_over_the_scale() -> None:
         ("calibration.batches=9", "expected a multiple of 8"),
         ("corpus.source=jsonl", "corpus.path is empty"),
         ("corpus.documents=50", "expected more than corpus.validation_documents"),
+        ("ttt.mode=prequent", "expected none or prequant, score_first, rescore, each at most once, joined by +"),
+        ("ttt.mode=rescore+rescore", "got 'rescore+rescore', expected none or prequant, score_first, rescore"),
+        ("ttt.mode=none+prequant", "expected none or prequant"),
+        ("ttt.mode=prequant+", "expected none or prequant"),
+        ("ttt.mode=", "expected none or prequant"),
+        ("gptq.calibration=validation", "expected train or val or self"),
+        ("track=C", "expected none or A or B"),
+        ("ttt.momentum=1", "expected at most 0.9999"),
         ("model=3", "model is a section"),
         ("qk_gain", "expected KEY=VALUE"),
     ],
@@ -213,3 +221,52 @@ def test_the_digest_of_a_stage_moves_with_its_keys_alone() -> None:
     assert recipes.digest(base, stage="train") != recipes.digest(gain, stage="train")
     assert recipes.digest(base, stage="evaluate") == recipes.digest(gain, stage="evaluate")
     assert all(recipes.digest(base, stage=stage) == recipes.digest(seeds, stage=stage) for stage in STAGES)
+
+
+@given(st.permutations(TTT_PARTS).flatmap(lambda parts: st.integers(1, 3).map(lambda count: tuple(parts[:count]))))
+def test_a_mode_is_its_parts_in_any_order(parts: tuple[str, ...]) -> None:
+    """Parts joined with + mean the same in every order; what each switches on follows from the parts alone."""
+    ttt = recipes.resolve({"scale": "cpu", "ttt.mode": "+".join(parts)}).ttt
+    assert ttt.mode == "+".join(sorted(parts, key=TTT_PARTS.index))
+    assert (ttt.prequant, ttt.rescore) == ("prequant" in parts, "rescore" in parts)
+    assert ttt.score_first == bool({"score_first", "rescore"} & set(parts)), "rescore has a score-first pass before it"
+
+
+@given(st.text(st.sampled_from("+ceglnopqrstu_ "), max_size=12))
+@example("score_first,rescore")
+@example("PREQUANT")
+def test_what_is_no_mode_is_refused(text: str) -> None:
+    """Any other text is one line that names the parts."""
+    if text == "none" or (set(text.split("+")) <= set(TTT_PARTS) and len(set(text.split("+"))) == text.count("+") + 1):
+        return
+    with pytest.raises(RecipeError, match=r"^ttt\.mode: got .*, expected none or prequant, score_first, rescore, each"):
+        recipes.resolve({"scale": "cpu", "ttt.mode": text})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"ttt.mode": "score_first", "ttt.chunk_tokens": "2000"}, "a multiple of train.sequence_length = 256"),
+        ({"ttt.mode": "rescore", "ttt.chunk_tokens": "64"}, "a multiple of train.sequence_length = 256"),
+        ({"ttt.mode": "prequant", "ttt.freeze_blocks": "6"}, "at most model.layers = 5"),
+    ],
+)
+def test_keys_of_a_mode_are_held_to_its_relations(more: dict[str, str], said: str) -> None:
+    """What a mode can't work with is refused in that mode, and lies idle in another."""
+    with pytest.raises(RecipeError, match=said):
+        recipes.resolve({"scale": "cpu"} | more)
+    recipes.resolve({"scale": "cpu"} | more | {"ttt.mode": "none"})
+
+
+def test_nothing_that_touches_validation_is_a_key_of_training() -> None:
+    """Neither mode, calibration nor track moves the digest of data and training; those that read them do move."""
+    base = recipes.resolve({"scale": "cpu"})
+    for name, field in recipes.known_keys().items():
+        if not name.startswith("ttt.") and name not in ("gptq.calibration", "track"):
+            continue
+        other = {"ttt.mode": "rescore+prequant", "gptq.calibration": "self", "track": "A"}.get(name)
+        value = getattr(base.ttt, name.removeprefix("ttt."), None)
+        changed = recipes.resolve({"scale": "cpu", name: other or str(value * 2 if value != 0.9 else 0.5)})
+        moved = {stage for stage in STAGES if recipes.digest(base, stage=stage) != recipes.digest(changed, stage=stage)}
+        assert not moved & {"data", "train"}, name
+        assert moved or name == "track", f"{name} ({field.metadata['doc']}) is read by no stage"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.listener import listening
+from tests.listener import heard, listening
 from trainer.distributed import World
 from trainer.scoring import Score, Targets, score, windows
 
@@ -39,7 +40,8 @@ def stream(count: int, seed: int = 0) -> Targets:
     return Targets(random.integers(0, 300, count + 1).astype(np.uint16), random.integers(0, 9, count).astype(np.int64))
 
 
-def run(model: Any, targets: Targets, *, stride: int, batch: int = 5, world: World = ALONE) -> Score:
+def run(model: Any, targets: Targets, *, stride: int, batch: int = 5, world: World | None = None) -> Score:
+    world = world or dataclasses.replace(ALONE)
     return score(model, targets, length=T, stride=stride, batch=batch, world=world, label="test")
 
 
@@ -98,11 +100,19 @@ def test_scores_are_announced_with_their_ranges(chunks: int, stride: int) -> Non
     targets = stream(chunks * T)
     with listening() as events:
         found = run(Bigram(), targets, stride=stride)
-    heard = [event for event in events if event[0] == "golf.score"]
-    ranges = [(int(b), int(c)) for e in heard for b, c in zip(e[2], e[3], strict=True)]
+    scores = heard(events, "score")
+    ranges = [(int(b), int(c)) for e in scores for b, c in zip(e[3], e[4], strict=True)]
     assert sorted(t for begin, count in ranges for t in range(begin, begin + count)) == list(range(chunks * T))
-    assert sum(float(nats) for e in heard for nats in e[4]) == pytest.approx(found.loss_nats)
-    assert sum(int(octets) for e in heard for octets in e[5]) == found.bytes
+    assert sum(float(nats) for e in scores for nats in e[5]) == pytest.approx(found.loss_nats)
+    assert sum(int(octets) for e in scores for octets in e[6]) == found.bytes
+    for _, label, counted, begins, scored, _, _, rows, collectives in scores:
+        assert (label, counted, collectives) == ("test", False, 0), "the sum over ranks comes after the scores"
+        for begin, count, row in zip(begins, scored, rows, strict=True):
+            last = begin + count
+            assert row.dtype == np.uint16
+            assert row.tolist() == targets.tokens[last - T : last + 1].tolist(), (
+                "a window is its inputs and last target"
+            )
 
 
 def test_the_units_are_nats_per_token_and_bits_per_byte() -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.listener import listening
+from tests.listener import heard, listening, opened
 from tests.toy import toy_recipe
 from trainer import artifact, checkpoint, gptq, stages
 from trainer.errors import ArtifactError, DataError, ResourceError
@@ -21,25 +18,6 @@ from trainer.files import read_json, sha256_file
 from trainer.layout import Layout
 
 SEED = 1
-_opened: list[list[str]] = []
-
-
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _opened and isinstance(arguments[0], str):
-        _opened[-1].append(arguments[0])
-
-
-sys.addaudithook(_hook)
-
-
-@contextmanager
-def opened() -> Iterator[list[str]]:
-    """The paths that Python opens while the block runs."""
-    _opened.append([])
-    try:
-        yield _opened[-1]
-    finally:
-        _opened.pop()
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +176,9 @@ def test_the_artifact_and_its_load_are_announced(layout: Layout) -> None:
     path = layout.stage("quantize", SEED) / "model.golf"
     written = next(event for event in events if event[0] == "golf.artifact")
     assert written[2:] == (sha256_file(path), path.stat().st_size)
-    names = [event[:2] for event in events if event[0] in ("golf.weights", "golf.score")]
+    names = [event[:3] for event in heard(events, "weights", "score")]
     assert names[0] == ("golf.weights", "artifact loaded")
-    assert dict.fromkeys(names[1:]) == {("golf.score", "sequential"): None, ("golf.score", "sliding"): None}
+    assert list(dict.fromkeys(names[1:])) == [("golf.score", "sequential", False), ("golf.score", "sliding", True)]
 
 
 def test_a_gpu_out_of_memory_is_one_line_that_says_what_to_lower() -> None:

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.listener import listening
+from tests.listener import heard, listening
 from tests.toy import toy_recipe
 from trainer import checkpoint
 from trainer.data import DataSet
-from trainer.distributed import World
+from trainer.device import pair
+from trainer.distributed import World, fingerprint
 from trainer.errors import ArtifactError, GolfError
 from trainer.files import read_json
 from trainer.runlog import RunLog, run_log
-from trainer.training import Average, Training, fingerprint, pair
+from trainer.training import Average, Training
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -192,6 +193,10 @@ def test_a_training_announces_draws_steps_scores_and_changes_of_weights(toy_data
         "train@8, averaged weights",
     ]
     assert ("golf.weights", "average swapped in") in events
+    assert not any(event[2] for event in heard(events, "score")), "nothing that training scores is counted"
+    calibrated = heard(events, "calibrate")
+    assert [sorted(event[1]) for event in calibrated] == [list(range(-8, 0))]
+    assert calibrated[0][2] > steps[-1][5]
     looped = [event[4] for event in steps]
     assert looped == [step >= metrics["loop_step"] for step in range(metrics["steps"])]
 
@@ -260,12 +265,16 @@ def test_the_fingerprint_sees_one_bit(toy_data: DataSet) -> None:
 def test_the_log_tiles_the_time_of_the_stage(toy_data: DataSet, tmp_path: Path) -> None:
     """Phases, `other` included, add up to the stage's seconds; a phase inside another is not counted twice."""
     (tmp_path / "log").mkdir()
-    with run_log(tmp_path / "log", stage="train", seed=1) as log:
+    with run_log(tmp_path / "log", stage="train", seed=1) as log, listening() as events:
         Training(toy_recipe(), toy_data, ALONE, seed=1, log=log).run(tmp_path / "out", tmp_path / "resume")
     times = read_json(tmp_path / "log" / "times.json")
     phases = {phase["name"]: phase["seconds"] for phase in times["phases"]}
     assert {"training", "validation", "hessians", "checkpoints", "other"} <= set(phases)
     assert sum(phases.values()) == pytest.approx(times["total_seconds"], abs=0.01)
     assert all(seconds >= 0 for seconds in phases.values())
+    announced = [event[1] for event in heard(events, "phase")]
+    assert set(announced) == set(phases)
+    assert all(before != after for before, after in itertools.pairwise(announced)), "only switches are announced"
+    assert announced[-1] == "other"
     events = (tmp_path / "log" / "log.jsonl").read_text().splitlines()
     assert sum('"event": "validation"' in event for event in events) == 4
