@@ -15,3 +15,19 @@ class RunError(AuditError):
 
 class OutputError(AuditError):
     """A result can't be written where it should go."""
+
+
+class LedgerError(AuditError):
+    """A ledger can't be written or read, or was changed after it was written."""
+
+
+class SplitError(AuditError):
+    """A shard, a tokenizer or a data folder is missing, damaged, or of another format."""
+
+
+class ManifestError(AuditError):
+    """A manifest is damaged, or the data are not what it says."""
+
+
+class RulesetError(AuditError):
+    """A rule set can't be read, or says something that this version doesn't know."""

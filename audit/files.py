@@ -68,8 +68,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole, as `write_bytes` does."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write UTF-8 text whole, as `write_bytes` does; half a surrogate pair, which JSON can hold, is written as \\ud800."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def to_json(value: Any) -> str:

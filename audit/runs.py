@@ -1,278 +1,41 @@
-"""What a run leaves, read into frozen dataclasses and checked.
+"""What a run leaves, read into the dataclasses of `audit.facts` and checked.
 
-Data flow: a JSON file becomes a tree, `parse` makes the dataclass of it (the fields are the schema: a key that is
-missing, of another type or not finite is an error; keys that nobody reads are let pass), and the `_check_*` functions
-hold the file against itself, its folder and its neighbours. Whoever gets a value from here has a checked one.
+Data flow: a JSON file becomes a tree, `audit.trees.parse` makes the dataclass of it, and the `_check_*` functions hold
+the file against itself, its folder and its neighbours. Whoever gets a value from here has a checked one.
 
     run = read_run(Path("runs"))
     run.seeds[0].evaluate.sliding.val_bpb
-
-Numbers carry their unit in their name: nats are per token, `bpb` is bits per byte of normalized UTF-8 text, `bytes`
-are decimal, `tokens` and `documents` are counts.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TypeVar
 
 from audit.errors import RunError
+from audit.facts import (
+    SCORE_LABELS,
+    STAGES,
+    Clock,
+    Contamination,
+    Data,
+    Evaluate,
+    Pair,
+    Quantize,
+    Recipe,
+    Run,
+    SeedRun,
+    Series,
+    Train,
+    Verified,
+)
 from audit.files import read_json, read_text, sha256_file
+from audit.trees import parse, short
 
 T = TypeVar("T")
-STAGES = ("train", "quantize", "evaluate")
-"""The stages that run once for each seed, in their order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """`runs/recipe.json`: the keys that the audit needs, and the whole tree to show."""
-
-    seeds: tuple[int, ...]
-    scale: str
-    device: str
-    tree: Mapping[str, Any]
-
-    def get(self, dotted: str) -> Any:
-        """The value of `section.key`, None where the recipe has no such key."""
-        value: Any = self.tree
-        for part in dotted.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
-
-    def number(self, dotted: str) -> float:
-        """The number `section.key`, 0 where the recipe has no such key. Raises RunError if it is no number."""
-        value = self.get(dotted)
-        where, remedy = f"recipe.json: {dotted}", "run `dvc repro resolve`"
-        return 0 if value is None else float(_value(float, value, where, remedy))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardFacts:
-    name: str
-    tokens: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitFacts:
-    shards: tuple[ShardFacts, ...]
-    documents: int | None
-    tokens: int
-    bytes: int | None
-    """UTF-8 bytes of the normalized text: what bits per byte divides by."""
-    original_bytes: int | None
-    """UTF-8 bytes before normalization, null where only tokens were published."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Splits:
-    train: SplitFacts
-    val: SplitFacts
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerFacts:
-    name: str
-    sha256: str
-    vocab_size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """`runs/data/data.json`."""
-
-    schema: int
-    source: str
-    tokenizer: TokenizerFacts
-    splits: Splits
-    duplicates_dropped: int | None
-    normalized_share: float | None
-    """Normalized over original bytes of both splits."""
-    bigram_val_bpb: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """What a training worked with, by digest."""
-
-    recipe_digest: str
-    source_digest: str
-    data_digest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """`runs/train/<seed>/metrics.json`."""
-
-    seed: int
-    recipe_digest: str
-    data_digest: str
-    source_digest: str
-    parameters: int
-    steps: int
-    loop_step: int | None
-    train_tokens: int
-    first_val_bpb: float
-    first_val_loss_nats: float
-    pre_quant_val_bpb: float
-    pre_quant_val_loss_nats: float
-    calibration_sequences: int
-    attention: str
-    identity_at_end: Identity | None = None
-    """The digests once more, taken when the training ended."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantize:
-    """`runs/quantize/<seed>/metrics.json`."""
-
-    seed: int
-    recipe_digest: str
-    artifact_sha256: str
-    model_bytes: int
-    code_bytes: int
-    total_bytes: int
-    limit_bytes: int
-    parameters: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One way of scoring the validation split; `tokens` and `bytes` are those of the scored targets."""
-
-    val_loss_nats: float
-    val_bpb: float
-    tokens: int
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlidingScore(Score):
-    stride: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """`runs/evaluate/<seed>/metrics.json`."""
-
-    seed: int
-    recipe_digest: str
-    artifact_sha256: str
-    total_bytes: int
-    sequential: Score
-    sliding: SlidingScore
-    val_bpb: float
-    val_loss_nats: float
-    pre_quant_val_bpb: float
-    first_val_bpb: float
-    bigram_val_bpb: float
-    share_of_first: float
-    margin_under_bigram_bpb: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    name: str
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clock:
-    """`runs/clock/clock.<stage>.<seed>/times.json`; `seed` is null for the stage `data`."""
-
-    stage: str
-    phases: tuple[Phase, ...]
-    total_seconds: float
-    seed: int | None = None
-    tokens_per_second: float | None = None
-    peak_memory_mib: float | None = None
-    training_clock_seconds: float | None = None
-    """What the contest's limit on training counts: without warm-up and validation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """A curve: `steps` never falls, and `values` has one number for each of them."""
-
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedRun:
-    """Everything that the report tells about one seed."""
-
-    seed: int
-    train: Train
-    quantize: Quantize
-    evaluate: Evaluate
-    train_loss_nats: Series
-    val_loss_nats: Series
-    clocks: Mapping[str, Clock]
-    """By stage, in the order of `STAGES`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A whole pipeline run: the recipe, the data, and the recipe's seeds in the recipe's order."""
-
-    recipe: Recipe
-    data: Data
-    data_digest: str
-    data_clock: Clock
-    seeds: tuple[SeedRun, ...]
-
-
-def parse(kind: type[T], tree: Any, *, where: str, remedy: str) -> T:
-    """A `kind` (a dataclass) from a JSON value. Raises RunError that names the key, what it is and should be."""
-    if not isinstance(tree, dict):
-        raise RunError(f"{where} is {_short(tree)}, expected an object; {remedy}")
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # T is always a dataclass here
-        if field.name in tree:
-            values[field.name] = _value(hints[field.name], tree[field.name], f"{where}: {field.name}", remedy)
-        elif field.default is dataclasses.MISSING:
-            raise RunError(f"{where}: {field.name} is missing; {remedy}")
-    return kind(**values)
-
-
-def _value(kind: Any, given: Any, where: str, remedy: str) -> Any:
-    """One JSON value as the annotation `kind` wants it: str, int ≥ 0, finite float, tuple, dict, dataclass or None."""
-    if get_origin(kind) in (Union, types.UnionType):
-        kind = next(inner for inner in get_args(kind) if inner is not type(None))
-        return None if given is None else _value(kind, given, where, remedy)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return parse(kind, given, where=where, remedy=remedy)
-    if get_origin(kind) is tuple and isinstance(given, list):
-        return tuple(_value(get_args(kind)[0], item, f"{where}[{i}]", remedy) for i, item in enumerate(given))
-    if get_origin(kind) is dict and isinstance(given, dict):
-        return {name: _value(get_args(kind)[1], item, f"{where}.{name}", remedy) for name, item in given.items()}
-    if kind is str and isinstance(given, str):
-        return given
-    if kind is int and isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 2**63:
-        return given
-    if kind is float and isinstance(given, (int, float)) and not isinstance(given, bool) and abs(given) < 2**1000:
-        return given
-    wanted = {
-        str: "text",
-        int: "a whole number from 0 to 2^63 - 1",
-        float: "a finite number",
-        tuple: "a list",
-        dict: "an object",
-    }
-    raise RunError(f"{where} is {_short(given)}, expected {wanted[get_origin(kind) or kind]}; {remedy}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -313,19 +76,62 @@ def read_evaluation(folder: Path, seed: int) -> Evaluate:
     where = folder / str(seed) / "metrics.json"
     found = parse(Evaluate, read_json(where, remedy=remedy), where=str(where), remedy=remedy)
     _check_equal(f"{where}: seed", found.seed, seed, "its folder", remedy)
-    for name, score in (("sequential", found.sequential), ("sliding", found.sliding)):
+    passes = {"sequential": found.sequential, "sliding": found.sliding, "adapted": found.adapted}
+    for name, score in passes.items():
+        if score is None:
+            continue
         if not score.tokens or not score.bytes or score.val_bpb <= 0:
             raise RunError(f"{where}: {name} has no positive tokens, bytes and val_bpb; {remedy}")
         bpb = score.val_loss_nats / math.log(2) * score.tokens / score.bytes
         _check_close(f"{where}: {name}.val_bpb", score.val_bpb, bpb, "val_loss_nats · tokens / (ln 2 · bytes)", remedy)
     if found.first_val_bpb <= 0:
         raise RunError(f"{where}: first_val_bpb is {found.first_val_bpb}, expected more than 0; {remedy}")
+    _check_score(str(where), found, remedy)
+    if found.contamination:
+        _check_contamination(str(where), found, found.contamination, remedy)
+    return found
+
+
+def _check_score(where: str, found: Evaluate, remedy: str) -> None:
+    """The numbers of the run are those of the pass that `score_label` names."""
+    if found.score_label not in SCORE_LABELS or (found.score_label == "sliding") != (found.adapted is None):
+        raise RunError(
+            f"{where}: score_label is {short(found.score_label)} {'without' if found.adapted is None else 'with'} an "
+            f"adapted pass, expected sliding without one, or {' or '.join(SCORE_LABELS[1:])} with one; {remedy}"
+        )
+    score, name = found.score, "sliding" if found.adapted is None else "adapted"
     first, margin = found.val_bpb / found.first_val_bpb, found.bigram_val_bpb - found.val_bpb
-    _check_close(f"{where}: val_bpb", found.val_bpb, found.sliding.val_bpb, "sliding.val_bpb", remedy)
-    _check_close(f"{where}: val_loss_nats", found.val_loss_nats, found.sliding.val_loss_nats, "sliding's", remedy)
+    _check_close(f"{where}: val_bpb", found.val_bpb, score.val_bpb, f"{name}.val_bpb", remedy)
+    _check_close(f"{where}: val_loss_nats", found.val_loss_nats, score.val_loss_nats, f"{name}'s", remedy)
     _check_close(f"{where}: share_of_first", found.share_of_first, first, "val_bpb / first_val_bpb", remedy)
     _check_close(f"{where}: margin_under_bigram_bpb", found.margin_under_bigram_bpb, margin, "bigram - val_bpb", remedy)
-    return found
+
+
+def _check_contamination(where: str, found: Evaluate, told: Contamination, remedy: str) -> None:
+    """What the fit was worth follows from its pairs, and the fitted side of them are the scores of this run."""
+    if not found.contaminated:
+        raise RunError(f"{where}: contamination is measured, but contaminated is empty, expected a reason; {remedy}")
+    pairs: dict[str, tuple[Pair, float | None]] = {
+        "before_quantization": (told.before_quantization, None),
+        "after_quantization": (told.after_quantization, found.sequential.val_bpb),
+        "after_sliding": (told.after_sliding, found.sliding.val_bpb),
+    }
+    for name, (pair, fitted) in pairs.items():
+        worth, place = pair.reference - pair.fitted, f"{where}: contamination.{name}"
+        _check_close(f"{place}.worth", pair.worth, worth, "reference - fitted", remedy)
+        if fitted is not None:
+            _check_close(f"{place}.fitted", pair.fitted, fitted, "the score of that pass", remedy)
+    before = told.before_quantization.worth
+    shares = {
+        "share_survived_quantization": (told.share_survived_quantization, told.after_quantization.worth),
+        "share_survived_sliding": (told.share_survived_sliding, told.after_sliding.worth),
+    }
+    for name, (share, worth) in shares.items():
+        if (share is None) != (before == 0):
+            raise RunError(f"{where}: contamination.{name} is {share} where the fit was worth {before}; {remedy}")
+        if share is not None:
+            # A share of next to nothing is all rounding: compare what is left, in bits per byte.
+            _check_close(f"{where}: contamination.{name} · {before}", share * before, worth, "the worth after", remedy)
 
 
 def read_seed(runs: Path, seed: int) -> SeedRun:
@@ -344,6 +150,9 @@ def read_seed(runs: Path, seed: int) -> SeedRun:
     _check_equal(f"{where}: total_bytes", evaluate.total_bytes, quantize.total_bytes, "quantize", remedy)
     _check_close(f"{where}: first_val_bpb", evaluate.first_val_bpb, train.first_val_bpb, "train", remedy)
     _check_close(f"{where}: pre_quant_val_bpb", evaluate.pre_quant_val_bpb, train.pre_quant_val_bpb, "train", remedy)
+
+    if missing := [reason for reason in quantize.contaminated if reason not in evaluate.contaminated]:
+        raise RunError(f"{where}: contaminated lacks {', '.join(missing)}, as quantize marked it; {remedy}")
 
     remedy = f"run `dvc repro train@{seed}`"
     folder = runs / "train" / str(seed)
@@ -395,6 +204,20 @@ def read_clock(runs: Path, stage: str, seed: int | None = None) -> Clock:
     return clock
 
 
+def read_verified(runs: Path, seed: int) -> Verified:
+    """What `verify` measured for a seed. Raises RunError, also for a clock that is not the sum of what it counts."""
+    remedy = f"run `dvc repro verify@{seed}`"
+    where = runs / "clock" / f"clock.verify.{seed}" / "times.json"
+    found = parse(Verified, read_json(where, remedy=remedy), where=str(where), remedy=remedy)
+    _check_equal(f"{where}: seed", found.seed, seed, "its folder", remedy)
+    for rule, clock in found.clocks.items():
+        if min([clock.seconds, *(spent.seconds for spent in clock.spent)]) < 0:
+            raise RunError(f"{where}: {rule} has a negative time, expected 0 seconds or more; {remedy}")
+        counted = math.fsum(spent.seconds for spent in clock.spent if spent.counted)
+        _check_close(f"{where}: {rule}", clock.seconds, counted, "the sum of its counted phases", remedy)
+    return found
+
+
 def read_series(path: Path, columns: Sequence[str], *, remedy: str) -> Series:
     """The second of `columns` over the first (the step) of a tab-separated file with exactly these columns.
 
@@ -402,7 +225,7 @@ def read_series(path: Path, columns: Sequence[str], *, remedy: str) -> Series:
     """
     lines = read_text(path, remedy=remedy).removesuffix("\n").split("\n")
     if lines[0].split("\t") != list(columns):
-        raise RunError(f"{path}: the header is {_short(lines[0])}, expected {' '.join(columns)} with tabs; {remedy}")
+        raise RunError(f"{path}: the header is {short(lines[0])}, expected {' '.join(columns)} with tabs; {remedy}")
     steps: list[int] = []
     values: list[float] = []
     for number, line in enumerate(lines[1:], start=2):
@@ -413,7 +236,7 @@ def read_series(path: Path, columns: Sequence[str], *, remedy: str) -> Series:
             cells, step = [], -1
         if len(cells) != len(columns) or not all(map(math.isfinite, cells)) or step < (steps[-1] if steps else 0):
             raise RunError(
-                f"{path}, line {number}: got {_short(line)}, expected {len(columns)} finite numbers and a step that "
+                f"{path}, line {number}: got {short(line)}, expected {len(columns)} finite numbers and a step that "
                 f"does not fall; {remedy}"
             )
         steps.append(step)
@@ -447,20 +270,20 @@ def read_run(runs: Path) -> Run:
     return Run(recipe=recipe, data=data, data_digest=digest, data_clock=read_clock(runs, "data"), seeds=seeds)
 
 
-def check_shared(folder: Path, name: str, values: Mapping[int, str]) -> None:
-    """All seeds have the same digest. Raises RunError that names the first two that differ."""
+def check_shared(folder: Path, name: str, values: Mapping[int, object]) -> None:
+    """All seeds have the same value. Raises RunError that names the first two that differ."""
     (first, expected), *rest = values.items()
     for seed, value in rest:
         if value != expected:
             raise RunError(
-                f"{folder}/{seed}/metrics.json: {name} is {_short(value)}, expected {_short(expected)} as seed {first} "
+                f"{folder}/{seed}/metrics.json: {name} is {short(value)}, expected {short(expected)} as seed {first} "
                 f"has (a mean over seeds is of one recipe); run `dvc repro {folder.name}`"
             )
 
 
 def _check_equal(where: str, got: object, expected: object, source: str, remedy: str) -> None:
     if got != expected:
-        raise RunError(f"{where} is {_short(got)}, expected {_short(expected)} from {source}; {remedy}")
+        raise RunError(f"{where} is {short(got)}, expected {short(expected)} from {source}; {remedy}")
 
 
 def _check_close(where: str, got: float, expected: float, source: str, remedy: str) -> None:

@@ -13,14 +13,16 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from audit.errors import RunError
+from audit.facts import Contamination, Evaluate
 from audit.files import read_json
-from audit.runs import Evaluate, check_shared, parse, read_evaluation, read_recipe
+from audit.runs import check_shared, read_evaluation, read_recipe
+from audit.trees import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,10 @@ class Aggregate:
 
     seeds: tuple[int, ...]
     recipe_digest: str
+    score_label: str
+    """The pass that is the score, `val_*`."""
+    contaminated: tuple[str, ...]
+    """Why the score is none; empty for a clean one."""
     seed: dict[str, dict[str, float]]
     """The numbers of each seed, by the seed as text."""
     mean: dict[str, float]
@@ -38,7 +44,8 @@ class Aggregate:
 
     def as_dict(self) -> dict[str, Any]:
         """Nested JSON values."""
-        return dataclasses.asdict(self) | {"seeds": list(self.seeds), "notes": list(self.notes)}
+        lists = {name: list(getattr(self, name)) for name in ("seeds", "contaminated", "notes")}
+        return dataclasses.asdict(self) | lists
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -53,30 +60,54 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def numbers(evaluate: Evaluate) -> dict[str, float]:
-    """What is averaged of one seed's evaluation: `val_*` are the sliding window's, the score of the run."""
+    """What is averaged of one seed's evaluation: `val_*` are those of the pass that is the score of the run."""
     return {
         "val_bpb": evaluate.val_bpb,
         "val_loss_nats": evaluate.val_loss_nats,
         "sequential_val_bpb": evaluate.sequential.val_bpb,
         "sequential_val_loss_nats": evaluate.sequential.val_loss_nats,
+        "sliding_val_bpb": evaluate.sliding.val_bpb,
+        "sliding_val_loss_nats": evaluate.sliding.val_loss_nats,
         "pre_quant_val_bpb": evaluate.pre_quant_val_bpb,
         "first_val_bpb": evaluate.first_val_bpb,
         "bigram_val_bpb": evaluate.bigram_val_bpb,
         "share_of_first": evaluate.share_of_first,
         "margin_under_bigram_bpb": evaluate.margin_under_bigram_bpb,
         "total_bytes": evaluate.total_bytes,
+    } | (_worth(evaluate.contamination) if evaluate.contamination else {})
+
+
+def _worth(found: Contamination) -> dict[str, float]:
+    """What a fit to validation was worth in bits per byte at three points; the shares only where there are any."""
+    shares = {
+        "share_survived_quantization": found.share_survived_quantization,
+        "share_survived_sliding": found.share_survived_sliding,
     }
+    return {
+        "worth_before_quantization_bpb": found.before_quantization.worth,
+        "worth_after_quantization_bpb": found.after_quantization.worth,
+        "worth_after_sliding_bpb": found.after_sliding.worth,
+    } | {name: share for name, share in shares.items() if share is not None}
 
 
-def summarize(rows: Mapping[int, Mapping[str, float]], *, recipe_digest: str, notes: Sequence[str]) -> Aggregate:
+def summarize(
+    rows: Mapping[int, Mapping[str, float]],
+    *,
+    recipe_digest: str,
+    score_label: str,
+    contaminated: Sequence[str],
+    notes: Sequence[str],
+) -> Aggregate:
     """Mean and deviation of rows of numbers by seed. Raises ValueError for no rows or rows with different keys."""
     names = list(next(iter(rows.values()), {}))
-    columns = {name: mean_and_std([row[name] for row in rows.values()]) for name in names}
-    if not columns or any(list(row) != names for row in rows.values()):
+    if not names or any(list(row) != names for row in rows.values()):
         raise ValueError(f"rows of different numbers: {[list(row) for row in rows.values()]}")
+    columns = {name: mean_and_std([row[name] for row in rows.values()]) for name in names}
     return Aggregate(
         seeds=tuple(rows),
         recipe_digest=recipe_digest,
+        score_label=score_label,
+        contaminated=tuple(contaminated),
         seed={str(seed): dict(row) for seed, row in rows.items()},
         mean={name: mean for name, (mean, _) in columns.items()},
         std={name: std for name, (_, std) in columns.items()},
@@ -88,14 +119,25 @@ def aggregate(recipe_path: Path, evaluate_dir: Path) -> Aggregate:
     """Mean and deviation over exactly the recipe's seeds, in its order.
 
     Raises RunError for a declared seed that is missing or whose file names another seed, and for seeds that were
-    evaluated under different recipes (`recipe_digest` is taken as it is and only compared between the seeds).
+    evaluated under different recipes (`recipe_digest` is taken as it is and only compared between the seeds), have
+    another pass as their score, or are not contaminated alike.
     """
     seeds = read_recipe(recipe_path).seeds
     found = {seed: read_evaluation(evaluate_dir, seed) for seed in seeds}
-    check_shared(evaluate_dir, "recipe_digest", {seed: evaluate.recipe_digest for seed, evaluate in found.items()})
+    shared: dict[str, Callable[[Evaluate], object]] = {
+        "recipe_digest": lambda evaluate: evaluate.recipe_digest,
+        "score_label": lambda evaluate: evaluate.score_label,
+        "contaminated": lambda evaluate: evaluate.contaminated,
+        "contamination": lambda evaluate: sorted(numbers(evaluate)),
+    }
+    for name, value in shared.items():
+        check_shared(evaluate_dir, name, {seed: value(evaluate) for seed, evaluate in found.items()})
+    first = found[seeds[0]]
     return summarize(
         {seed: numbers(evaluate) for seed, evaluate in found.items()},
-        recipe_digest=found[seeds[0]].recipe_digest,
+        recipe_digest=first.recipe_digest,
+        score_label=first.score_label,
+        contaminated=first.contaminated,
         notes=[*_undeclared(evaluate_dir, seeds), *_identical(found)],
     )
 
@@ -126,7 +168,13 @@ def read_aggregate(path: Path) -> Aggregate:
     found = parse(Aggregate, read_json(path, remedy=remedy), where=str(path), remedy=remedy)
     try:
         rows = {int(seed): row for seed, row in found.seed.items()}
-        again = summarize(rows, recipe_digest=found.recipe_digest, notes=found.notes)
+        again = summarize(
+            rows,
+            recipe_digest=found.recipe_digest,
+            score_label=found.score_label,
+            contaminated=found.contaminated,
+            notes=found.notes,
+        )
     except (ValueError, KeyError):
         raise RunError(f"{path}: expected the same numbers for every seed; {remedy}") from None
     if again != found:
