@@ -1,22 +1,21 @@
 """The report as Markdown (GitHub's dialect): `render(report) -> str`.
 
-Python makes the tables, every cell of which is escaped; `report.md.j2` holds the prose and the order.
+Python makes the tables, every cell of which is escaped (`cells`); `report.md.j2` holds the prose and the order.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
 from audit import stats
-from audit.report import text
+from audit.facts import STAGES, Clock, Contamination, Pair, RuleClock, SeedRun, SplitFacts
+from audit.report import rulings, text
+from audit.report.cells import Table, code, plain
 from audit.report.model import Report
-from audit.runs import STAGES, Clock, SeedRun, SplitFacts
 
 SWEPT = (
     "model.layers",
@@ -34,48 +33,39 @@ SWEPT = (
 )
 """Keys of sections that people sweep most; those at the top level are all shown."""
 
-PER_SEED: tuple[tuple[str, Callable[[SeedRun], float], text.Format], ...] = (
+Column = tuple[str, Callable[[SeedRun], float], text.Format]
+SCORES: tuple[Column, ...] = (
     ("first", lambda run: run.evaluate.first_val_bpb, text.decimals),
     ("before quantization", lambda run: run.evaluate.pre_quant_val_bpb, text.decimals),
     ("after, sequential", lambda run: run.evaluate.sequential.val_bpb, text.decimals),
     ("after, sliding", lambda run: run.evaluate.sliding.val_bpb, text.decimals),
+)
+REST: tuple[Column, ...] = (
     ("loss, nats", lambda run: run.evaluate.val_loss_nats, text.decimals),
     ("share of first", lambda run: run.evaluate.share_of_first, text.share),
     ("under bigram", lambda run: run.evaluate.margin_under_bigram_bpb, text.decimals),
     ("steps", lambda run: run.train.steps, text.count),
     ("artifact bytes", lambda run: run.quantize.total_bytes, text.count),
 )
+"""Columns of the table of seeds: title, number, format. Between both stands the score if it is no static pass."""
+
+PASSES = {
+    "sliding": "sliding window",
+    "score_first": "adapted to each chunk after its score, sliding window",
+    "rescore": "scored again after the adaptation, sliding window",
+}
+"""What each `score_label` is in words."""
+
+REASONS = {
+    "prequant": "the weights were fitted to the validation tokens before they were quantized",
+    "calibration=val": "the quantizer was calibrated on validation tokens",
+    "rescore": "tokens were scored again after the weights had been trained on them",
+}
+"""What makes a score none, in words."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A header and rows of cells that are Markdown already; `left` columns are aligned left, the others right."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    left: int = 1
-
-    def __str__(self) -> str:
-        if any(len(row) != len(self.header) for row in self.rows):
-            raise ValueError(f"a row of another width than the header {self.header}")
-        rule = [":--" if i < self.left else "--:" for i in range(len(self.header))]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.rows))
-
-
-def plain(value: object) -> str:
-    """Text that Markdown shows as it is: in one line, with every character of meaning escaped."""
-    line = " ".join(str(value).split())
-    line = re.sub(r"[&<>]", lambda hit: {"&": "&amp;", "<": "&lt;", ">": "&gt;"}[hit[0]], line)
-    return re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", line)
-
-
-def code(value: object) -> str:
-    """Text in the font of code."""
-    return f"<code>{plain(value)}</code>"
-
-
-def render(report: Report, *, plot: str) -> str:
-    """The report; `plot` is the path of the loss curves relative to it."""
+def render(report: Report, *, plot: str, timeline: str) -> str:
+    """The report; `plot` and `timeline` are the paths of its figures relative to it."""
     run, mean, std = report.run, report.aggregate.mean, report.aggregate.std
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -90,32 +80,77 @@ def render(report: Report, *, plot: str) -> str:
         report=report,
         run=run,
         plot=plot,
+        timeline=timeline,
+        gate=text.gate_line(report.judgement),
+        rule_table=rulings.rule_table(report.judgement),
+        witnesses=rulings.witnesses(report.judgement),
+        findings=rulings.findings(report.judgement),
+        unproven=rulings.unproven(report.judgement, report.proofs),
+        reasons=[REASONS.get(reason, reason) for reason in report.contaminated],
+        contamination_table=contamination_table(run.seeds),
+        passed=PASSES[run.seeds[0].evaluate.score_label],
+        unplaced=sum(band.unplaced for found in report.recorded for band in found.timeline.bands),
         score=text.mean_and_std(mean["val_bpb"], std["val_bpb"], text.decimals),
         loss=text.mean_and_std(mean["val_loss_nats"], std["val_loss_nats"], text.decimals),
         largest=text.count(max(seed.quantize.total_bytes for seed in run.seeds)),
         limit=text.count(run.seeds[0].quantize.limit_bytes),
-        stride=run.seeds[0].evaluate.sliding.stride,
+        stride=run.seeds[0].evaluate.score.stride,
         bigram=text.decimals(run.data.bigram_val_bpb),
         seed_table=seed_table(report),
         size_table=size_table(run.seeds),
         recipe_table=recipe_table(report),
-        recipe_json=json.dumps(run.recipe.tree, indent=2, ensure_ascii=False),
+        recipe_json=json.dumps(run.recipe.tree, indent=2, ensure_ascii=False)
+        .encode("utf-8", "backslashreplace")
+        .decode(),
         split_table=split_table(report),
         per_original_byte=per_original_byte(report),
         shard_table=shard_table(report),
         digest_table=digest_table(report),
         time_table=time_table(run.seeds),
         measured_table=measured_table(run.seeds),
+        clock_table=clock_table(report),
         data_seconds=text.seconds(run.data_clock.total_seconds),
     )
 
 
 def seed_table(report: Report) -> Table:
     """One row a seed, and the mean ± sample standard deviation."""
-    runs = report.run.seeds
-    rows = [[str(run.seed), *(form(value(run)) for _, value, form in PER_SEED)] for run in runs]
-    last = [text.mean_and_std(*stats.mean_and_std([value(run) for run in runs]), form) for _, value, form in PER_SEED]
-    return Table(["seed", *(title for title, _, _ in PER_SEED)], [*rows, _bold([text.mean_label(len(runs)), *last])])
+    runs, label = report.run.seeds, report.run.seeds[0].evaluate.score_label
+    adapted: Column = (f"score, {label}", lambda run: run.evaluate.val_bpb, text.decimals)
+    columns = SCORES + (() if label == "sliding" else (adapted,)) + REST
+    mark = text.marked(report.contaminated)
+    rows = [[f"{run.seed}{mark}", *(form(value(run)) for _, value, form in columns)] for run in runs]
+    last = [text.mean_and_std(*stats.mean_and_std([value(run) for run in runs]), form) for _, value, form in columns]
+    header = ["seed", *(plain(title) for title, _, _ in columns)]
+    return Table(header, [*rows, _bold([text.mean_label(len(runs)), *last])])
+
+
+def contamination_table(runs: Sequence[SeedRun]) -> Table | None:
+    """What the fit to validation was worth at each point, by seed and in the mean. None where it was not measured."""
+    measured = {run.seed: run.evaluate.contamination for run in runs}
+    found = {seed: survey for seed, survey in measured.items() if survey}
+    if not found:
+        return None
+    points: tuple[tuple[str, Callable[[Contamination], Pair], Callable[[Contamination], float | None]], ...] = (
+        ("before quantization", lambda survey: survey.before_quantization, lambda survey: None),
+        ("after it, sequential", lambda survey: survey.after_quantization, lambda s: s.share_survived_quantization),
+        ("after it, sliding", lambda survey: survey.after_sliding, lambda survey: survey.share_survived_sliding),
+    )
+    rows = []
+    for title, pair, share in points:
+        for seed, survey in found.items():
+            rows.append([title, str(seed), *_worth([pair(survey)], [share(survey)])])
+        pairs, shares = [pair(survey) for survey in found.values()], [share(survey) for survey in found.values()]
+        rows.append(_bold([title, text.mean_label(len(found)), *_worth(pairs, shares)]))
+    return Table(["point", "seed", "unfitted", "fitted", "worth of the fit", "share that survived"], rows, left=2)
+
+
+def _worth(pairs: Sequence[Pair], shares: Sequence[float | None]) -> list[str]:
+    """The cells of one or the mean of many seeds: bits per byte without and with the fit, its worth, what is left."""
+    columns = ([pair.reference for pair in pairs], [pair.fitted for pair in pairs], [pair.worth for pair in pairs])
+    known = [share for share in shares if share is not None]
+    cells = [text.mean_and_std(*stats.mean_and_std(column), text.decimals) for column in columns]
+    return [*cells, text.mean_and_std(*stats.mean_and_std(known), text.share) if known else "–"]
 
 
 def _bold(cells: Iterable[str]) -> list[str]:
@@ -186,9 +221,54 @@ def digest_table(report: Report) -> Table:
         ["tokenizer", code(run.data.tokenizer.sha256)],
         ["sources of the trainer", code(run.seeds[0].train.source_digest)],
         *([f"recipe, as {stage} reads it", code(getattr(run.seeds[0], stage).recipe_digest)] for stage in STAGES),
+        *recorded_digests(report),
         *([f"artifact of seed {seed.seed}", code(seed.quantize.artifact_sha256)] for seed in run.seeds),
     ]
     return Table(["what", "digest"], rows, left=2)
+
+
+def recorded_digests(report: Report) -> list[list[str]]:
+    """By seed and stage: the recipe's digest as the ledger has it, at the start and the end, and the ledger's seal."""
+    rows = []
+    for found in report.recorded:
+        for stage, digests in found.recipes.items():
+            start, end = digests.get("start", "not recorded"), digests.get("end", "not recorded")
+            cell = f"{code(start)}, {'the same at the end' if start == end else f'{code(end)} at the end'}"
+            rows.append([f"recipe in the ledger of {stage}, seed {found.verified.seed}", cell])
+        for stage, seal in found.verified.seals.items():
+            rows.append([f"seal of the ledger of {plain(stage)}, seed {found.verified.seed}", code(seal)])
+    return rows
+
+
+def clock_table(report: Report) -> Table:
+    """The two clocks of the rules: the phases that each counts, their sum against the limit, and what lies outside."""
+    clocks = {found.verified.seed: found.verified.clocks for found in report.recorded}
+    rows = []
+    for rule in dict.fromkeys(rule for each in clocks.values() for rule in each):
+        found = [each.get(rule) for each in clocks.values()]
+        spent = [_by_phase(clock) for clock in found]
+        for key in dict.fromkeys(key for phases in spent for key in phases):
+            stage, phase, counted = key
+            cells = [f"{text.seconds(phases[key])} s" if key in phases else "–" for phases in spent]
+            rows.append([plain(rule), plain(stage), plain(phase), "yes" if counted else "no", *cells])
+        rows.append(_bold([plain(rule), "all", "total", "yes", *map(_against_limit, found)]))
+    return Table(["rule", "stage", "phase", "counted", *(f"seed {seed}" for seed in clocks)], rows, left=4)
+
+
+def _by_phase(clock: RuleClock | None) -> dict[tuple[str, str, bool], float]:
+    """Seconds by stage, phase and whether they count; a phase that comes twice is one."""
+    sums: dict[tuple[str, str, bool], float] = {}
+    for spent in clock.spent if clock else ():
+        key = (spent.stage, spent.phase, spent.counted)
+        sums[key] = sums.get(key, 0.0) + spent.seconds
+    return sums
+
+
+def _against_limit(clock: RuleClock | None) -> str:
+    if clock is None:
+        return "–"
+    limit = "no limit" if clock.limit_seconds is None else f"{text.seconds(clock.limit_seconds)} s"
+    return f"{text.seconds(clock.seconds)} s of {limit}"
 
 
 def time_table(runs: Sequence[SeedRun]) -> Table:

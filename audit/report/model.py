@@ -2,54 +2,98 @@
 
     report = load(Path("runs"))
 
-The model holds facts and notes. It claims no verdict: a run without a ledger has nothing to judge by.
+Data flow: the files of the run, each held against the others (`audit.runs`) → the judgements that `verify` wrote for
+the recipe's seeds, as one (`audit.merging`) → the ledgers' timelines (`audit.report.recorded`) → `Report`. Verdicts
+come from the judgements alone; what the report adds are notes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from audit import merging
 from audit.errors import RunError
-from audit.runs import Data, Recipe, Run, SeedRun, read_run
+from audit.facts import Data, Recipe, Run, SeedRun
+from audit.report import recorded
+from audit.report.recorded import Recorded
+from audit.rules.seeds import over
+from audit.ruleset import Ruleset, read_ruleset
+from audit.runs import read_run
 from audit.stats import Aggregate, aggregate, read_aggregate
+from audit.verdicts import Judgement
 
 CONTEST_CORPUS = "fineweb"
-NOT_SHOWN = (
-    "No ledger was recorded, so nothing here is proof yet of which validation data reached the weights, the "
-    "calibration or the choice of settings before they were scored."
-)
+CHUNKS_SHOWN = 8
+"""Of a run that adapts chunk by chunk, large."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A checked run, the mean over its seeds, and what a reader must know beside the numbers."""
+    """A checked run, the mean over its seeds, the judgement, and what a reader must know beside the numbers."""
 
     run: Run
     aggregate: Aggregate
+    judgement: Judgement
+    recorded: tuple[Recorded, ...]
+    """In the order of the seeds."""
+    proofs: Mapping[str, str]
+    """Rule → what would prove it."""
     notes: tuple[str, ...]
-    not_shown: str = NOT_SHOWN
+
+    @property
+    def contaminated(self) -> tuple[str, ...]:
+        """Why the score is none; empty for a clean one."""
+        return self.aggregate.contaminated
 
 
 def load(runs: Path) -> Report:
     """The report of the run under `runs`.
 
     Raises RunError for files that are missing, damaged or contradict each other, and for an aggregate that is not what
-    the evaluations of the recipe's seeds give now.
+    the evaluations of the recipe's seeds give now; LedgerError for a ledger that does not hold.
     """
-    run = read_run(runs)
-    path = runs / "aggregate" / "metrics.json"
-    stored = read_aggregate(path)
-    fresh = aggregate(runs / "recipe.json", runs / "evaluate")
-    # The notes speak of stray folders too, which come and go without making the aggregate stale.
-    if dataclasses.replace(stored, notes=()) != dataclasses.replace(fresh, notes=()):
-        raise RunError(f"{path} is not what {runs}/evaluate gives for the recipe's seeds; run `dvc repro aggregate`")
+    run, fresh, ruleset = read_run(runs), read_fresh(runs), read_ruleset()
+    judgement = judge(runs, run, ruleset)
+    zoom = CHUNKS_SHOWN * int(run.recipe.number("ttt.chunk_tokens"))
     notes = [
+        *_contamination_notes(fresh),
         *_corpus_notes(run.recipe, run.data),
         *(note for seed in run.seeds for note in _seed_notes(run.recipe, seed)),
     ]
-    return Report(run=run, aggregate=fresh, notes=(*fresh.notes, *notes))
+    return Report(
+        run=run,
+        aggregate=fresh,
+        judgement=judgement,
+        recorded=tuple(recorded.read(runs, seed, run.data, zoom=zoom) for seed in run.recipe.seeds),
+        proofs={rule: about.proof for rule, about in ruleset.rules.items()},
+        notes=(*fresh.notes, *notes),
+    )
+
+
+def read_fresh(runs: Path) -> Aggregate:
+    """What the evaluations give, if it is what the stage `aggregate` wrote. Raises RunError if it isn't."""
+    path = runs / "aggregate" / "metrics.json"
+    stored, fresh = read_aggregate(path), aggregate(runs / "recipe.json", runs / "evaluate")
+    # The notes speak of stray folders too, which come and go without making the aggregate stale.
+    if dataclasses.replace(stored, notes=()) != dataclasses.replace(fresh, notes=()):
+        raise RunError(f"{path} is not what {runs}/evaluate gives for the recipe's seeds; run `dvc repro aggregate`")
+    return fresh
+
+
+def judge(runs: Path, run: Run, ruleset: Ruleset) -> Judgement:
+    """The judgement of the whole run: those of its seeds as one, and the rule on the seeds themselves."""
+    judgements = {seed: merging.read_judgement(runs, seed) for seed in run.recipe.seeds}
+    profile = judgements[run.recipe.seeds[0]].profile
+    return merging.merge(judgements, seeds=over(judgements, ruleset), required=ruleset.profile(profile))
+
+
+def _contamination_notes(found: Aggregate) -> list[str]:
+    if not found.contaminated:
+        return []
+    return [f"contaminated by {', '.join(found.contaminated)}: no valid score, and not to be compared with any"]
 
 
 def _corpus_notes(recipe: Recipe, data: Data) -> list[str]:

@@ -52,7 +52,7 @@ def test_no_values_are_an_error() -> None:
     with pytest.raises(ValueError, match="no values"):
         mean_and_std([])
     with pytest.raises(ValueError, match="rows"):
-        summarize({}, recipe_digest="sha256:0", notes=[])
+        summarize({}, recipe_digest="sha256:0", score_label="sliding", contaminated=[], notes=[])
 
 
 @given(
@@ -67,7 +67,7 @@ def test_lists_of_seeds(write_runs: Write, lists: tuple[list[int], list[float]])
     """For 1, 2, 3 and 5 seeds: the recipe's seeds in its order, each with its own loss, under the right mean."""
     seeds, losses = lists
     with tempfile.TemporaryDirectory() as folder:
-        found = collect(write_runs(Path(folder), seeds=seeds, val_loss_nats=losses))
+        found = collect(write_runs(Path(folder), seeds=seeds, val_loss_nats=losses, only=("recipe.json", "evaluate/")))
     assert found.seeds == tuple(seeds)
     assert [found.seed[str(seed)]["val_loss_nats"] for seed in seeds] == losses
     assert math.isclose(found.mean["val_loss_nats"], float(np.mean(losses)), rel_tol=1e-12)
@@ -86,9 +86,58 @@ def test_every_number_of_the_evaluation_is_averaged(write_runs: Write, tmp_path:
         row = json.loads((runs / f"evaluate/{seed}/metrics.json").read_text())
         row["sequential_val_bpb"] = row["sequential"]["val_bpb"]
         row["sequential_val_loss_nats"] = row["sequential"]["val_loss_nats"]
+        row["sliding_val_bpb"] = row["sliding"]["val_bpb"]
+        row["sliding_val_loss_nats"] = row["sliding"]["val_loss_nats"]
         assert found.seed[str(seed)] == {name: row[name] for name in found.mean}
     assert list(found.mean) == list(found.std)
     assert {"val_bpb", "val_loss_nats", "total_bytes"} <= set(found.mean)
+
+
+def test_the_score_is_that_of_the_pass_that_is_the_score(write_runs: Write, tmp_path: Path) -> None:
+    """Adapted while it scored: `val_bpb` is the adapted pass, the sliding column stays the static one."""
+    found = collect(write_runs(tmp_path, mode="score_first"))
+    row = json.loads((tmp_path / "evaluate/42/metrics.json").read_text())
+    assert (found.score_label, found.contaminated) == ("score_first", ())
+    assert found.seed["42"]["val_bpb"] == row["adapted"]["val_bpb"] < row["sliding"]["val_bpb"]
+    assert found.seed["42"]["sliding_val_bpb"] == row["sliding"]["val_bpb"]
+
+
+def test_what_a_fit_was_worth_is_averaged(write_runs: Write, tmp_path: Path) -> None:
+    """A contaminated aggregate says so, and has the worth at each point and what survived; a clean one has none."""
+    clean, found = collect(write_runs(tmp_path / "plain")), collect(write_runs(tmp_path / "fit", mode="prequant"))
+    extra = found.mean.keys() - clean.mean.keys()
+    assert (clean.contaminated, found.contaminated) == ((), ("prequant",))
+    assert extra == {
+        "worth_before_quantization_bpb",
+        "worth_after_quantization_bpb",
+        "worth_after_sliding_bpb",
+        "share_survived_quantization",
+        "share_survived_sliding",
+    }
+    assert found.mean["share_survived_quantization"] == 0.75
+    assert found.mean["worth_after_sliding_bpb"] * 2 == pytest.approx(found.mean["worth_before_quantization_bpb"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "other", "name"),
+    [
+        ("plain", "score_first", "score_label"),
+        ("plain", "calibration", "contaminated"),
+        ("prequant", None, "contamination"),
+    ],
+)
+def test_seeds_of_different_kinds_are_an_error(
+    write_runs: Write, tmp_path: Path, mode: str, other: str | None, name: str
+) -> None:
+    """Seeds with other passes as their score, or not contaminated alike, are not averaged."""
+    runs = write_runs(tmp_path / "runs", mode=mode)
+    path = runs / "evaluate/999/metrics.json"
+    if other:
+        path.write_bytes((write_runs(tmp_path / "other", mode=other) / "evaluate/999/metrics.json").read_bytes())
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"contamination": None}))
+    with pytest.raises(RunError, match=rf"evaluate/999/metrics\.json: {name} is .*dvc repro evaluate"):
+        collect(runs)
 
 
 def test_a_missing_seed_is_an_error(write_runs: Write, tmp_path: Path) -> None:
@@ -160,6 +209,7 @@ def test_reading_is_the_inverse_of_writing(write_runs: Write, tmp_path: Path) ->
         lambda tree: tree["seed"]["42"].update(val_bpb=1.0),
         lambda tree: tree["seed"].pop("42"),
         lambda tree: tree["seed"]["42"].pop("val_bpb"),
+        lambda tree: tree.pop("contaminated"),
         lambda tree: tree["seed"].update(x=tree["seed"].pop("999")),
         lambda tree: tree.update(seeds=[42, 314]),
         lambda tree: tree.update(seed={}, mean={}, std={}, seeds=[]),
