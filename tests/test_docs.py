@@ -74,8 +74,9 @@ def test_the_readme_names_the_pipeline_as_dvc_yaml_has_it() -> None:
     assert [part.partition("@")[0] for part in line.split(" → ")] == stages
 
 
-def test_the_trainer_never_imports_the_audit_and_the_audit_never_the_trainer() -> None:
-    """The two packages stay apart: one makes a number, the other does not trust it."""
+def test_the_trainer_never_imports_the_audit_and_the_audit_the_trainer_in_one_place() -> None:
+    """One package makes a number, the other does not trust it: only `audit/replay.py` runs the trainer's own code."""
     for package, other in (("trainer", "audit"), ("audit", "trainer")):
         for path in (ROOT / package).rglob("*.py"):
-            assert not re.search(rf"^\s*(from|import) {other}\b", path.read_text(), flags=re.MULTILINE), path
+            imports = re.search(rf"^\s*(from|import) {other}\b", path.read_text(), flags=re.MULTILINE)
+            assert bool(imports) == (path == ROOT / "audit" / "replay.py"), path

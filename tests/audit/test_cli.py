@@ -38,7 +38,7 @@ def raising(error: BaseException) -> click.Command:
 
 def test_the_commands_are_these() -> None:
     """A new command is a decision: it is added here, and to the README."""
-    assert COMMANDS == ["report", "show", "stats"]
+    assert COMMANDS == ["gate", "hash", "report", "run", "show", "stats", "verify"]
 
 
 def test_the_three_commands_end_a_pipeline(
@@ -53,7 +53,7 @@ def test_the_three_commands_end_a_pipeline(
     assert run("show", "--runs", runs) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out == f"report: {runs}/report/report.md\n\n{table}"
+    assert out.startswith(f"report: {runs}/report/report.md\n\n{table}\nPASS (profile pipeline): ")
     assert "3.5000 ± 0.2500" in table
     assert Path(out.splitlines()[0].removeprefix("report: ")).read_text().startswith("# Report")
 
@@ -79,7 +79,7 @@ def test_json_is_one_document(write_runs: Write, tmp_path: Path, capsys: pytest.
     written = (runs / "aggregate" / "metrics.json").read_text()
     assert (out, err) == (written, "")
     assert run("show", "--runs", runs, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {"report": None} | json.loads(written)
+    assert json.loads(capsys.readouterr().out) == {"report": None, "verdict": None} | json.loads(written)
 
 
 def test_show_without_a_report_says_how_to_get_one(
@@ -122,16 +122,28 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in err for name in COMMANDS)
 
 
+NOTHING = {
+    "gate": ["NOTHING"],
+    "hash": ["NOTHING"],
+    "run": ["-o", "NOTHING/ledger", "NOTHING/train.py"],
+    "verify": ["NOTHING/ledger"],
+}
+"""What a command is given where there is nothing; others take --runs."""
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_bad_input_is_65(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder without a run: one line, no trace, and with -v the trace."""
-    assert run(command, "--runs", tmp_path / "nothing") == 65
-    err = capsys.readouterr().err
-    assert err.startswith("error: can't read ")
-    assert err.count("\n") == 1
-    assert "dvc repro" in err
-    assert run(command, "-v", "--runs", tmp_path / "nothing") == 65
-    assert "Traceback" in capsys.readouterr().err
+def test_bad_input_is_65(command: str, tmp_path: Path) -> None:
+    """Where there is nothing to read or to run: one line that says what to do, no trace, and with -v the trace."""
+    there = str(tmp_path / "nothing")
+    arguments = [part.replace("NOTHING", there) for part in NOTHING.get(command, ["--runs", there])]
+    for verbose in (False, True):  # in processes of their own, because `run` records the one that it is in
+        asked = [sys.executable, "-m", "audit", command, *(["-v"] if verbose and command != "run" else []), *arguments]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (65, "")
+        *trace, last = done.stderr.splitlines()
+        assert last.startswith("error: ")
+        assert ";" in last
+        assert bool(trace) == (verbose and command != "run")
 
 
 def test_a_place_that_can_not_be_written_is_65(

@@ -15,7 +15,8 @@ from tests.toy import TOY_8
 STAGES = [
     "resolve",
     "data",
-    *(f"{stage}@{seed}" for stage in ("train", "quantize", "evaluate") for seed in (1, 2)),
+    "identity",
+    *(f"{stage}@{seed}" for stage in ("train", "quantize", "evaluate", "verify") for seed in (1, 2)),
     "aggregate",
     "report",
 ]
@@ -57,7 +58,7 @@ def test_forced_again_every_out_that_is_no_clock_has_the_same_hash(project: Proj
     assert ran(output) == set(STAGES)
     after = locked(project)
     named_clock = {path for outs in after.values() for path in outs if Path(path).name.startswith("clock.")}
-    assert len(named_clock) == 1 + 3 * 2
+    assert len(named_clock) == 1 + (4 + 3) * 2  # times of data and of four stages, ledgers of three
     for stage, outs in before.items():
         for path, digest in outs.items():
             if path in named_clock:

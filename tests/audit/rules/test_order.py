@@ -1,0 +1,502 @@
+"""C3: every way in which validation can reach a step too early, and the honest run beside it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit.evidence import Contents, Located, Mismatch, Replay
+from audit.rules.once import c4
+from audit.rules.order import c3
+from audit.verdicts import Ruling, Verdict
+from tests.audit.ledgers import LENGTH, TARGETS, Book, Rank, evaluate, honest, quantize, train
+
+
+def classes(ruling: Ruling) -> set[str]:
+    return {finding.kind for finding in ruling.findings}
+
+
+def alone(folder: Path, act: Any, **evidence: Any) -> Ruling:
+    """C3 on one stage in which a rank trains, does something, and scores everything."""
+    book = Book(folder)
+    with book.stage() as (rank,):
+        rank.model()
+        rank.learn("train", [0])
+        act(rank)
+        rank.score_all()
+    return c3(book.evidence(**evidence))
+
+
+def test_an_honest_run_passes(tmp_path: Path) -> None:
+    """Training data in steps and Hessians, one pass over validation: a PASS that says how much was looked at."""
+    ruling = c3(honest(tmp_path).evidence())
+    assert ruling.verdict is Verdict.PASS
+    assert not ruling.findings
+    assert (ruling.reach["steps"], ruling.reach["calibrations"], ruling.reach["validation_rows"]) == (4, 1, 0)
+
+
+def test_nothing_is_no_pass(tmp_path: Path) -> None:
+    """No ledger, no draw, no step, no score, no model: each leaves C3 unproven and is named."""
+    assert classes(c3(Book(tmp_path).evidence())) == {"no-ledger"}
+    book = Book(tmp_path)
+    with book.stage():
+        pass
+    ruling = c3(book.evidence())
+    assert ruling.verdict is Verdict.UNPROVEN
+    assert classes(ruling) == {"nothing-drawn", "nothing-trained", "nothing-scored", "no-model"}
+
+
+def test_a_step_before_the_score(tmp_path: Path) -> None:
+    """A validation row in a step before its score fails, with step, shard, tokens, and where it is scored."""
+    ruling = alone(tmp_path, lambda rank: rank.learn("val", [0, 16]))
+    assert ruling.verdict is Verdict.FAIL
+    witness = ruling.witness
+    assert witness["class"] == "trained-before-scored"
+    assert (witness["step"], witness["shard"], witness["tokens"], witness["first_target"]) == (1, 0, [0, LENGTH], 0)
+    assert witness["targets"] == 2 * LENGTH
+    assert witness["scored_in"]["record"] > witness["record"]
+    never = Book(tmp_path / "never")
+    with never.stage() as (rank,):
+        rank.learn("val", [8])
+    assert c3(never.evidence()).witness["scored_in"] == "never"
+
+
+def test_score_first_is_legal_to_the_token(tmp_path: Path) -> None:
+    """A row is learned after its score: PASS; a row one token further on, whose last target is not scored: FAIL."""
+    for shift, verdict in ((0, Verdict.PASS), (1, Verdict.FAIL)):
+        book = Book(tmp_path / str(shift))
+        with book.stage() as (rank,):
+            rank.score([(0, 8)])
+            rank.learn("val", [shift])
+            rank.score([(8, 16)])
+        ruling = c3(book.evidence())
+        assert ruling.verdict is verdict
+        if shift:
+            assert (ruling.witness["targets"], ruling.witness["first_target"]) == (1, 8)
+
+
+def test_a_score_that_does_not_count_permits_nothing(tmp_path: Path) -> None:
+    """Looking at the loss of a row in passing is no score that fixes it."""
+    book = Book(tmp_path)
+    with book.stage() as (rank,):
+        rank.score([(0, 8)], label="look", counted=False)
+        rank.learn("val", [0])
+        rank.score_all()
+    assert classes(c3(book.evidence())) == {"trained-before-scored"}
+
+
+def test_the_place_in_the_second_shard(tmp_path: Path) -> None:
+    """Rows of a later shard are found in the stream, and named by their shard in the witness."""
+    book = Book(tmp_path, shards=(33, TARGETS + 1 - 33))
+    with book.stage() as (rank,):
+        rank.score([(first, first + 8) for first in range(0, 40, 8)])
+        rank.learn("val", [0], shard=1)
+    ruling = c3(book.evidence())
+    assert ruling.witness["shard"] == 1
+    assert (ruling.witness["tokens"], ruling.witness["first_target"]) == ([0, 8], 40)
+
+
+def test_hessians_of_validation(tmp_path: Path) -> None:
+    """Calibration on validation rows fails by its own class; on rows that are scored already it does not."""
+    assert classes(alone(tmp_path / "val", lambda rank: rank.calibrate("val", [0]))) == {"calibrated-on-validation"}
+
+    def late(rank: Rank) -> None:
+        rank.score([(0, 8)], label="first")
+        rank.calibrate("val", [0])
+
+    assert alone(tmp_path / "late", late).verdict is Verdict.PASS
+
+
+def test_every_violation_shows_by_itself(tmp_path: Path) -> None:
+    """A fit before quantization, Hessians of validation and chunks learned too early are three findings of one run."""
+    book = Book(tmp_path)
+    train(book)
+    with book.stage("quantize") as (rank,):
+        rank.model()
+        rank.phase("fit", 5)
+        rank.learn("val", [0, 8])
+        rank.learn("val", [16, 24])
+        rank.calibrate("val", [32])
+    with book.stage("evaluate") as (rank,):
+        rank.model()
+        rank.score([(0, 8)])
+        rank.learn("val", [8])
+        rank.score([(first, first + 8) for first in range(8, TARGETS, 8)])
+    ruling = c3(book.evidence())
+    seen = {(one["class"], one["stage"]): one for one in ruling.witness["seen"]}
+    assert set(seen) == {
+        ("trained-before-scored", "quantize"),
+        ("trained-before-scored", "evaluate"),
+        ("calibrated-on-validation", "quantize"),
+    }
+    assert seen["trained-before-scored", "quantize"]["records"] == 2
+    assert seen["trained-before-scored", "quantize"]["targets"] == 4 * LENGTH
+    assert (ruling.witness["stage"], ruling.witness["class"]) == ("quantize", "trained-before-scored")
+
+
+def test_a_list_that_leaves_out_a_draw(tmp_path: Path) -> None:
+    """A validation draw that enters under gradients goes into the next step, whatever that lists."""
+
+    def act(grad: bool) -> Any:
+        def doing(rank: Rank) -> None:
+            rank.forward(rank.draw("val", [0]), grad=grad)
+            rank.learn("train", [8])
+
+        return doing
+
+    assert classes(alone(tmp_path / "grad", act(True))) == {"unlisted-validation-tokens"}
+    assert alone(tmp_path / "none", act(False)).verdict is Verdict.PASS
+
+
+def test_draws_that_are_not_there(tmp_path: Path) -> None:
+    """A step on a draw that nobody handed out, or that never entered the model, is not proven."""
+    assert classes(alone(tmp_path / "1", lambda rank: rank.step([999]))) == {"unknown-draw"}
+    assert classes(alone(tmp_path / "2", lambda rank: rank.step([rank.draw("train", [0])]))) == {"draw-not-entered"}
+
+
+def test_a_forward_belongs_to_one_draw(tmp_path: Path) -> None:
+    """Rows that are drawn twice must enter twice: one forward does not stand for two draws."""
+
+    def act(times: int) -> Any:
+        def doing(rank: Rank) -> None:
+            first = rank.draw("train", [0])
+            rank.checksums = itertools.repeat(rank.sums[first])
+            second = rank.draw("train", [0])
+            rank.checksums = itertools.count(10**6)
+            for _ in range(times):
+                rank.forward(first)
+            rank.step([first, second])
+
+        return doing
+
+    assert classes(alone(tmp_path / "once", act(1))) == {"draw-not-entered"}
+    assert alone(tmp_path / "twice", act(2)).verdict is Verdict.PASS
+
+
+def located(*starts: int, split: str = "val", at: int = 8) -> Contents:
+    found = Located(stage="0", rank=0, at=at, split=split, starts=starts, length=LENGTH)
+    return Contents(drawn=1, checked=1, escape=0.0, mismatches=(), located=(found,))
+
+
+def sneaks(rank: Rank) -> None:
+    """Tokens that nobody announced go into a step on training rows."""
+    assert rank.records == 7
+    draw = rank.draw("train", [0])
+    rank.sneak(12345, grad=True)
+    rank.forward(draw)
+    rank.step([draw])
+
+
+def test_tokens_of_unknown_origin(tmp_path: Path) -> None:
+    """Under gradients: found in validation FAIL, found in training known, found nowhere or in part not proven."""
+    for name, contents, expected in (
+        ("val", located(0), {"unannounced-validation-tokens"}),
+        ("train", located(0, split="train"), set()),
+        ("part", located(0, -1, split="train"), {"unknown-tokens"}),
+        ("nowhere", None, {"unknown-tokens"}),
+    ):
+        changes = {"contents": contents} if contents else {}
+        ruling = alone(tmp_path / name, sneaks, **changes)
+        assert classes(ruling) == expected
+    assert ruling.verdict is Verdict.UNPROVEN
+
+
+def test_a_scored_row_that_nobody_announced_is_known(tmp_path: Path) -> None:
+    """Unannounced tokens that stand in validation and are scored already may be learned from."""
+    book = Book(tmp_path)
+    with book.stage() as (rank,):
+        rank.learn("train", [0])
+        rank.score_all()
+        at = rank.sneak(12345, grad=True)
+        rank.step([])
+    assert c3(book.evidence(contents=located(8, at=at))).verdict is Verdict.PASS
+
+
+def test_one_forward_scored_and_learned(tmp_path: Path) -> None:
+    """The loss of the forward that is back-propagated may be the score, if it is recorded before the step."""
+    for late, verdict in ((False, Verdict.PASS), (True, Verdict.FAIL)):
+        book = Book(tmp_path / str(late))
+        with book.stage() as (rank,):
+            rank.learn("train", [0])
+            rank.sneak(777, grad=True)
+            if late:
+                rank.step([])
+            rank.scored([(0, 8, 12.0, 24)], 777)
+            rank.step([])
+        ruling = c3(book.evidence())
+        assert ruling.verdict is verdict
+        assert ("trained-before-scored" in classes(ruling)) == late
+        assert not classes(c4(book.evidence()))  # it is the score of that forward all the same
+
+
+def test_a_look_under_gradients_before_a_step(tmp_path: Path) -> None:
+    """Validation windows that enter under gradients, are scored without counting, and are followed by a step: FAIL."""
+    book = Book(tmp_path)
+    with book.stage() as (rank,):
+        rank.sneak(777, grad=True)
+        rank.scored([(0, 8, 12.0, 24)], 777, label="look", counted=False)
+        rank.learn("train", [0])
+        rank.score_all()
+    assert classes(c3(book.evidence())) == {"unannounced-validation-tokens"}
+
+
+def warm_up(rank: Rank, *, split: str, comes_back: bool) -> None:
+    before = rank.parameters
+    rank.phase("warm-up", 1)
+    draw = rank.draw(split, [0])
+    rank.forward(draw)
+    rank.step([draw])
+    rank.weights("warm-up restored", before if comes_back else before + 5)
+    rank.learn("train", [8])
+
+
+@pytest.mark.parametrize(
+    ("split", "comes_back", "expected"),
+    [("random", True, set()), ("random", False, {"unread-tokens"}), ("val", True, {"trained-before-scored"})],
+)
+def test_a_warm_up(tmp_path: Path, split: str, comes_back: bool, expected: set[str]) -> None:
+    """On random ids it must leave no trace, to the bit; on validation tokens it is a violation whatever comes back."""
+    contents = Contents(drawn=1, checked=1, escape=0.0, mismatches=(), unread=("random",))
+    ruling = alone(tmp_path, lambda rank: warm_up(rank, split=split, comes_back=comes_back), contents=contents)
+    assert classes(ruling) == expected
+
+
+@pytest.mark.parametrize("split", ["random", "train"])
+def test_validation_windows_under_another_name(tmp_path: Path, split: str) -> None:
+    """Rows that a step used as something else are known again when their very windows are scored afterwards."""
+    book = Book(tmp_path)
+    with book.stage() as (rank,):
+        before = rank.parameters
+        draw = rank.draw(split, [0, 8])
+        rank.forward(draw)
+        at = rank.step([draw])
+        rank.weights("warm-up restored", before)
+        rank.sneak(rank.sums[draw], grad=False)
+        rank.scored([(0, 8, 12.0, 24), (8, 8, 12.0, 24)], rank.sums[draw])
+    ruling = c3(book.evidence())
+    assert (ruling.verdict, classes(ruling)) == (Verdict.FAIL, {"trained-before-scored"})
+    assert (ruling.witness["step_record"], ruling.witness["first_target"], ruling.witness["targets"]) == (at, 0, 16)
+
+
+def test_a_step_that_moves_nothing_is_no_warm_up(tmp_path: Path) -> None:
+    """Weights that are the same after a step on unknown tokens excuse it only if they are declared to be restored."""
+    for declared in (False, True):
+
+        def act(rank: Rank, declared: bool = declared) -> None:
+            rank.state()
+            rank.sneak(4711, grad=True)
+            rank.step([], update=False)
+            rank.write("update", optimizer=0, before=rank.parameters, after=rank.parameters)
+            if declared:
+                rank.weights("warm-up restored", rank.parameters)
+            rank.state()
+
+        assert classes(alone(tmp_path / str(declared), act)) == (set() if declared else {"unknown-tokens"})
+
+
+def test_a_later_step_keeps_what_was_undone_undone(tmp_path: Path) -> None:
+    """Unknown tokens before the warm-up stay: weights that come back to what came after them excuse nothing."""
+
+    def act(rank: Rank) -> None:
+        rank.sneak(4711, grad=True)
+        rank.step([])
+        warm_up(rank, split="random", comes_back=True)
+
+    contents = Contents(drawn=1, checked=1, escape=0.0, mismatches=(), unread=("random",))
+    assert classes(alone(tmp_path, act, contents=contents)) == {"unknown-tokens", "unread-tokens"}
+
+
+def test_forwards_without_gradients(tmp_path: Path) -> None:
+    """They must be a draw's or be scored afterwards; else nobody knows what they were for."""
+    assert classes(alone(tmp_path / "1", lambda rank: rank.sneak(5, grad=False))) == {"unannounced-tokens"}
+    looks = alone(tmp_path / "2", lambda rank: rank.score([(0, 8)], label="look", counted=False))
+    assert looks.verdict is Verdict.PASS
+
+
+def test_records_that_are_not_what_the_data_say(tmp_path: Path) -> None:
+    """A draw with validation text under another name, one with other rows, a forged score: each fails by its class."""
+    for split, kind, found_in, expected in (
+        ("train", "draw", {"split": "val"}, "validation-tokens-labelled-train"),
+        ("train", "draw", {}, "forged-draw"),
+        ("val", "draw", {"split": "val"}, "forged-draw"),
+        ("val", "score", {}, "forged-score"),
+    ):
+        wrong = Mismatch(stage="0", rank=0, at=2, split=split, detail="other rows", found_in=found_in, kind=kind)
+        contents = Contents(drawn=2, checked=2, escape=0.0, mismatches=(wrong,))
+        ruling = alone(tmp_path / expected / split, lambda rank: None, contents=contents)
+        assert (ruling.verdict, classes(ruling)) == (Verdict.FAIL, {expected})
+
+
+def test_hessians_of_text_that_is_not_the_models_own(tmp_path: Path) -> None:
+    """A draw that calls itself `self` and is validation text counts as calibration on validation."""
+    book = Book(tmp_path)
+    with book.stage() as (rank,):
+        rank.learn("train", [0])
+        at = rank.records
+        rank.calibrate("self", [0])
+        rank.score_all()
+    wrong = Mismatch(stage="0", rank=0, at=at, split="self", detail="validation text", found_in={"split": "val"})
+    contents = Contents(drawn=2, checked=2, escape=0.0, mismatches=(wrong,))
+    assert "calibrated-on-validation" in classes(c3(book.evidence(contents=contents)))
+    unread = Contents(drawn=2, checked=2, escape=0.0, mismatches=(), unread=("self",))
+    ruling = c3(book.evidence(contents=unread))
+    assert (ruling.verdict, classes(ruling)) == (Verdict.UNPROVEN, {"unread-tokens"})
+    assert c3(book.evidence()).verdict is Verdict.PASS
+
+
+def test_labels_alone_prove_nothing(tmp_path: Path) -> None:
+    """Draws whose contents were not read again leave C3 unproven; a sample passes and says what it may miss."""
+    book = honest(tmp_path)
+    assert classes(c3(book.evidence(contents=None))) == {"contents-unread"}
+    sample = Contents(drawn=100, checked=10, escape=0.9, mismatches=())
+    ruling = c3(book.evidence(contents=sample))
+    assert (ruling.verdict, ruling.reach["contents"]["escape"]) == (Verdict.PASS, 0.9)
+
+
+def test_the_loader_draws_otherwise(tmp_path: Path) -> None:
+    """A ledger that the trainer's loader contradicts fails; a loader that could not be run is told and no more."""
+    book = honest(tmp_path)
+    wrong = Mismatch(stage="train", rank=0, at=9, split="train", detail="draw 3 has other rows")
+    assert classes(c3(book.evidence(replay=Replay(steps=4, draws=4, mismatches=(wrong,))))) == {"replay-differs"}
+    ruling = c3(book.evidence(replay=Replay(steps=0, draws=0, mismatches=(), reason="another program")))
+    assert (ruling.verdict, ruling.reach["replay"]) == (Verdict.PASS, {"not_done": "another program"})
+
+
+def test_a_run_with_an_unknown_past(tmp_path: Path) -> None:
+    """Resumed from a checkpoint, stages missing before, unsealed, or a recorder that failed: not proven, and said."""
+    resumed = Book(tmp_path / "resumed")
+    with resumed.stage() as (rank,):
+        rank.weights("resumed")
+        rank.learn("train", [0])
+        rank.score_all()
+    assert classes(c3(resumed.evidence())) == {"resumed"}
+    later = Book(tmp_path / "later")
+    with later.stage(previous=b"p" * 32) as (rank,):
+        rank.learn("train", [0])
+        rank.score_all()
+    assert classes(c3(later.evidence())) == {"history-missing"}
+    killed = Book(tmp_path / "killed")
+    with killed.stage(sealed=False) as (rank,):
+        rank.learn("train", [0])
+        rank.score_all()
+    assert classes(c3(killed.evidence())) == {"unsealed"}
+    blind = alone(tmp_path / "blind", lambda rank: rank.note("recorder", {"what": "forward"}))
+    assert (blind.verdict, classes(blind)) == (Verdict.UNPROVEN, {"recorder-failed"})
+
+
+def test_what_changed_while_it_ran(tmp_path: Path) -> None:
+    """Recipe, sources or data that differ between start and end leave C3 unproven, and so do sources of two stages."""
+    for name in ("recipe", "sources", "data"):
+        book = Book(tmp_path / name)
+        train(book, end={name: "sha256:x"})
+        quantize(book)
+        evaluate(book)
+        ruling = c3(book.evidence())
+        assert (ruling.verdict, classes(ruling)) == (Verdict.UNPROVEN, {"changed-while-running"})
+        assert (ruling.witness["what"], ruling.witness["found"]) == (name, "sha256:x")
+    between = Book(tmp_path / "between")
+    train(between)
+    with between.stage("evaluate", end={"recipe": "sha256:r"}) as (rank,):
+        rank.score_all()
+    assert c3(between.evidence()).verdict is Verdict.PASS
+
+
+def test_a_stage_that_does_not_say_what_it_is_made_from(tmp_path: Path) -> None:
+    """A named stage must say its digests at its start and its end; a program without stages need not."""
+    book = honest(tmp_path)
+    with book.stage("evaluate", sealed=False):
+        pass
+    assert classes(c3(book.evidence())) == {"no-identity", "unsealed"}
+
+
+def test_validation_without_shards(tmp_path: Path) -> None:
+    """Without the validation shards nothing can be placed, and nothing is proven."""
+    ruling = c3(honest(tmp_path).evidence(streams={}))
+    assert (ruling.verdict, classes(ruling)) == (Verdict.UNPROVEN, {"no-data"})
+    assert "no-place" in classes(alone(tmp_path / "val", lambda rank: rank.learn("val", [0]), streams={}))
+
+
+def test_ranks_follow_each_other_by_collectives(tmp_path: Path) -> None:
+    """Another rank's score precedes a step only if a collective lies between; a clock that says so proves nothing."""
+    for between, verdict in ((True, Verdict.PASS), (False, Verdict.FAIL)):
+        book = Book(tmp_path / str(between))
+        with book.stage(ranks=2) as (first, second):
+            first.score_all()
+            second.collectives = int(between)
+            second.wait(100)
+            second.learn("val", [0])
+        assert c3(book.evidence()).verdict is verdict
+
+
+def test_the_witness_names_the_first_of_two_scores(tmp_path: Path) -> None:
+    """Of a target that two ranks score too late, the score of the smaller count is the first."""
+    book = Book(tmp_path)
+    with book.stage(ranks=2) as (first, second):
+        first.learn("val", [0])
+        for rank, count in ((first, 5), (second, 2)):
+            rank.collectives = count
+            rank.score([(0, 8)])
+    assert c3(book.evidence()).witness["scored_in"]["rank"] == 1
+
+
+def test_scores_by_content_end_no_count(tmp_path: Path) -> None:
+    """A score that carries no counter leaves the order of ranks as it is."""
+    book = Book(tmp_path)
+    with book.stage(ranks=2) as (first, second):
+        first.collectives = second.collectives = 3
+        first.score([(0, 8)])
+        second.learn("train", [0])
+        second.scored([(0, 7, 0.0, 0)], 5, length=0)
+        second.learn("val", [0])
+    assert "trained-before-scored" in classes(c3(book.evidence()))
+
+
+def test_a_counter_that_falls(tmp_path: Path) -> None:
+    """A rank whose counter of collectives goes back can't be ordered."""
+
+    def act(rank: Rank) -> None:
+        rank.collectives = 5
+        rank.learn("train", [0])
+        rank.collectives = 4
+        rank.learn("train", [0])
+
+    assert "counter-fell" in classes(alone(tmp_path, act))
+
+
+def test_stages_follow_each_other(tmp_path: Path) -> None:
+    """What a stage scored is scored for every rank of the next one."""
+    book = Book(tmp_path)
+    with book.stage(ranks=2) as (first, second):
+        first.learn("train", [0])
+        second.score_all()
+    with book.stage() as (rank,):
+        rank.learn("val", [0, 8])
+    assert c3(book.evidence()).verdict is Verdict.PASS
+    quantize(book)
+
+
+@pytest.mark.parametrize(("split", "scored"), [("val", False), ("val", True), ("train", False), ("train", True)])
+def test_rows_known_by_their_content(tmp_path: Path, split: str, scored: bool) -> None:
+    """The hash of a row decides, not its label: a row that is ever scored must be scored before it is learned."""
+    book, hashes = Book(tmp_path), [2**63 + 5, 77]
+    with book.stage() as (rank,):
+        test = rank.draw("val", hashes, content=True)
+        if scored:
+            rank.scored([(one >> 32, one & 0xFFFFFFFF, 0.0, 0) for one in hashes], rank.sums[test], length=0)
+        draw = rank.draw(split, [hashes[1], 12], content=True)
+        rank.forward(draw)
+        rank.step([draw])
+        other = rank.draw("train", [99], content=True)
+        rank.forward(other)
+        rank.step([other])
+        if not scored:
+            rank.scored([(one >> 32, one & 0xFFFFFFFF, 0.0, 0) for one in hashes], rank.sums[test], length=0)
+    ruling = c3(book.evidence(contents=None, streams={}))
+    if scored and split == "train":
+        assert ruling.verdict is Verdict.PASS
+        return
+    assert classes(ruling) == {"trained-before-scored"}
+    assert ruling.witness["rows"] == {("val", False): 2, ("val", True): 1, ("train", False): 1}[split, scored]

@@ -1,0 +1,52 @@
+"""Side doors of a recorded program, planted one by one: what C3 says of each beside its honest neighbour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from audit.contents import check_contents
+from audit.evidence import Evidence, Stage
+from audit.rules.order import c3
+from audit.splits import open_data
+from audit.verdicts import Verdict
+from audit.verify import streams
+from tests.audit.children import PLANTED, recorded
+from tests.audit.ledgers import RULESET
+
+BARE = {"no-identity", "nothing-scored", "nothing-trained"}
+"""These programs are no whole runs: they don't say what they are made from, and some train or score nothing."""
+
+
+def classes(folder: Path, program: str, *arguments: str) -> tuple[Verdict, set[str]]:
+    """Verdict and classes of C3 on a recorded program, beside what all of them lack."""
+    ledger = recorded(folder, PLANTED / f"{program}.py", *arguments)
+    data, stages = open_data([folder]), (Stage.open(ledger),)
+    contents = check_contents(stages, data)
+    ruling = c3(Evidence(ruleset=RULESET, stages=stages, streams=streams(data), contents=contents))
+    return ruling.verdict, {finding.kind for finding in ruling.findings} - BARE
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("data_write", {"parameters-changed"}),
+        ("numpy_write", {"parameters-changed"}),
+        ("foreign_optimizer", {"parameters-changed"}),
+        ("from_file", {"unannounced-validation-tokens"}),
+        ("second_forward", {"trained-before-scored"}),
+    ],
+)
+def test_side_doors(tmp_path: Path, program: str, expected: set[str]) -> None:
+    """A hidden write, a foreign optimizer, tokens read past Python, a score of the second forward: each is named."""
+    verdict, found = classes(tmp_path / "mutant", program)
+    assert found == expected
+    assert verdict is (Verdict.UNPROVEN if expected == {"parameters-changed"} else Verdict.FAIL)
+    assert classes(tmp_path / "honest", program, "honest")[1] == set()
+
+
+@pytest.mark.parametrize("program", ["one_forward", "workers"])
+def test_what_only_looks_like_one(tmp_path: Path, program: str) -> None:
+    """A loss that is scored and back-propagated from one forward is legal; a loader's workers are no strangers."""
+    assert classes(tmp_path / "run", program)[1] == set()
