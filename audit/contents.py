@@ -10,6 +10,7 @@
 4. What differs from the record is a mismatch, and where its rows stand instead is tried at the places that a forger
    or a bug would have them from: the same places of another split, a token further, consecutive rows of validation.
 5. Rows that only the run has (`self`) are read from what it kept (`audit.kept`), and must not stand in validation.
+   The prefixes of such rows are what entered the model while it wrote them.
 6. Token ids of unknown origin are looked for in validation (`audit.whereabouts`).
 """
 
@@ -108,6 +109,7 @@ def check_contents(
         mismatches=tuple(mismatches),
         unread=tuple(sorted({name for _, unread in surveys for name in unread})),
         located=tuple(_located(stages, data)),
+        written=frozenset(_prefixes(stages, splits, set(kept or {}))),
     )
 
 
@@ -296,6 +298,18 @@ def _kept_in_validation(stages: Sequence[Stage], splits: Mapping[str, Split], ke
                         found = _place(splits[VALIDATION], int(at[row]))
                         yield _mismatch(claim, f"row {first + row} is validation text", found)
                         break
+
+
+def _prefixes(stages: Sequence[Stage], splits: Mapping[str, Split], kept: set[str]) -> Iterator[int]:
+    """Checksums of rows[:, :t] for every t, of each draw of kept rows: a model that writes reads its own text so far."""
+    for stage in stages:
+        for part in stage.parts:
+            for claim in _claims(stage, part, {name: splits[name] for name in kept}):
+                try:
+                    rows = splits[claim.split].at(claim.positions(splits[claim.split]), length=claim.length)
+                except SplitError:
+                    continue  # a mismatch already
+                yield from (fingerprint.checksum(rows[:, :count]) for count in range(1, claim.length + 1))
 
 
 # Tokens of unknown origin

@@ -311,3 +311,17 @@ def test_a_damaged_note_of_unknown_tokens_is_refused(tmp_path: Path) -> None:
     """Ids that don't fit their shape were not written by the recorder."""
     with pytest.raises(LedgerError, match="record 2: got 128 bytes of ids, expected 130"):
         check(tmp_path, unknown(VAL.slice(0, T)[None], shape=[1, 65]))
+
+
+def test_the_prefixes_of_kept_rows_are_known_and_no_others(tmp_path: Path) -> None:
+    """What a model reads while it writes its own text is each prefix of the batch that was kept, and nothing else is."""
+    path = tmp_path / "rank0.ledger"
+    writer = create(path)
+    places = [(0, 0), (0, T + 1)]
+    draw(writer, "self", places)
+    writer.seal({})
+    found = check_contents([Stage.open(tmp_path)], DATA, kept={"self": SELF})
+    rows = SELF.rows(np.zeros(2, dtype=np.int64), np.array([0, T + 1]), length=T + 1)
+    assert found.written == {fingerprint.checksum(rows[:, :count]) for count in range(1, T + 1)}
+    assert fingerprint.checksum(rows[:1, :5]) not in found.written
+    assert check_contents([Stage.open(tmp_path)], DATA).written == frozenset()
