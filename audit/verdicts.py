@@ -94,7 +94,9 @@ class Judgement:
             "profile": self.profile,
             "verdict": str(self.verdict),
             "rules": [ruling.as_dict(required=ruling.id in self.required) for ruling in self.rulings],
-            "findings": [finding.as_dict() for ruling in self.rulings for finding in ruling.findings],
+            "findings": [
+                finding.as_dict() | {"rule": ruling.id} for ruling in self.rulings for finding in ruling.findings
+            ],
         }
 
 
@@ -117,8 +119,11 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 def parse(tree: Any, *, where: str) -> Judgement:
     """The inverse of `Judgement.as_dict`. Raises RunError for anything else, or a verdict that its rules don't give."""
     try:
-        rules, findings = tree["rules"], [_finding(row) for row in tree["findings"]]
-        rulings = tuple(_ruling(row, findings if i == 0 else []) for i, row in enumerate(rules))
+        rules, findings = tree["rules"], [(str(row["rule"]), _finding(row)) for row in tree["findings"]]
+        ids = [str(row["id"]) for row in rules]
+        if len(set(ids)) != len(ids) or {rule for rule, _ in findings} - set(ids):
+            raise ValueError("a rule is ruled on twice, or a finding is of a rule that is not there")
+        rulings = tuple(_ruling(row, [one for rule, one in findings if rule == row["id"]]) for row in rules)
         found = Judgement(
             subject=dict(tree["subject"]),
             profile=str(tree["profile"]),

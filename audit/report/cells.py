@@ -34,7 +34,9 @@ class Table:
 def plain(value: object) -> str:
     """Text that Markdown shows as it is: in one line, with every character of meaning escaped."""
     line = re.sub(r"[&<>$]", lambda hit: ENTITIES[hit[0]], visible(value))
-    return re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", line)
+    line = re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", line)
+    # At the start of a line these make a list, a rule or a heading of the one above.
+    return re.sub(r"^(\d*)([-+.)](?=\s|$)|[-=](?=[-=]*\s*$))", r"\1\\\2", line)
 
 
 def code(value: object) -> str:

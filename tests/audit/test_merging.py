@@ -125,7 +125,7 @@ def deep(levels: int) -> Any:
     [
         (None, "can't read"),
         (lambda tree: tree["subject"].update(seed=42), "is of seed 42, expected 314"),
-        (lambda tree: tree["rules"].append(tree["rules"][0]), "more than once"),
+        (lambda tree: tree["rules"].append(tree["rules"][0]), "ruled on twice"),
         (lambda tree: tree["rules"][0]["witness"].update(x=deep(MOST_DEPTH)), f"deeper than {MOST_DEPTH} levels"),
         (lambda tree: tree["rules"][0]["witness"].update(x=deep(700)), f"deeper than {MOST_DEPTH} levels"),
         (lambda tree: tree["rules"][0]["reach"].update(x=float("nan")), "a number that is not finite"),

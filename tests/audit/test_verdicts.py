@@ -75,7 +75,9 @@ def tree(**changes: Any) -> dict[str, Any]:
         tree(schema=2),
         tree(rules=[{"id": "C3"}]),
         tree(rules=7),
-        tree(findings=[{"class": "x", "severity": "fatal", "where": "", "detail": ""}]),
+        tree(findings=[{"class": "x", "severity": "fatal", "where": "", "detail": "", "rule": "C3"}]),
+        tree(findings=[{"class": "x", "severity": "error", "where": "", "detail": "", "rule": "C4"}]),
+        tree(rules=2 * tree()["rules"]),
         {},
         [],
         None,
@@ -85,6 +87,18 @@ def test_a_judgement_that_contradicts_itself(damaged: Any) -> None:
     """A verdict that its rules do not give, another schema or a missing part is refused in one line."""
     with pytest.raises(RunError, match=r"verdict\.json.*golf-audit verify"):
         parse(damaged, where="verdict.json")
+
+
+def test_a_finding_stays_with_its_rule() -> None:
+    """What a rule found is told under its id, and read back as that rule's."""
+    found = Finding(kind="late", severity="error", where="step 4", detail="too late")
+    rulings = [
+        Ruling(id=rule, verdict=Verdict.FAIL, evidence="ledger", summary="", findings=(found,) if rule == "C4" else ())
+        for rule in ("C3", "C4")
+    ]
+    judgement = Judgement(subject={}, profile="pipeline", required=("C3",), rulings=tuple(rulings))
+    assert judgement.as_dict()["findings"] == [found.as_dict() | {"rule": "C4"}]
+    assert parse(judgement.as_dict(), where="here").rulings == tuple(rulings)
 
 
 def test_exit_codes_and_the_worst() -> None:
