@@ -186,7 +186,7 @@ class Contents:
     located: tuple[Located, ...] = ()
     """Tokens of unknown origin that were found in a split; those that are not here were found nowhere."""
     written: frozenset[int] = frozenset()
-    """Checksums of the prefixes of rows that the run kept: what enters the model while it writes text, token by token."""
+    """Checksums of prefixes of rows that the run kept: what enters the model while it writes text, token by token."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ Two ledgers of one rank are written to a temporary folder. Training: a step is a
 step and the updates of two optimizers. Evaluation: the split of pg#1394 in sliding windows of stride 64, 64 of them a
 record, and after each chunk of 32,768 targets three steps on it (score-first). Opening checks every block's chain;
 then all rules rule. CPU time of one core is what counts: it holds on a machine that does other work as well; medians
-over rounds. Memory is the peak of what Python and numpy allocate while the rules run, beside one bit a target.
+over rounds. Memory is the peak of what Python and numpy allocate while the rules run: some MiB for a block and the
+draws that are remembered, and one bit a target, two where steps are made between scores.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
         evaluation(folders[1], targets)
         rows = speed("training", folders[0], targets, drawn, "sequences", options.rounds)
         rows += speed("score-first evaluation", folders[1], targets, targets, "targets", options.rounds)
-        rows += [memory(f"peak memory of the rules, {folder.name}", folder, targets) for folder in folders]
+        rows += [one for folder in folders for one in memory(folder, targets)]
         size = (folders[0] / "rank0.ledger").stat().st_size
         rows.append(row("training ledger on disk, a sequence", size / drawn, 16, "bytes"))
     for one in rows:
@@ -177,14 +178,22 @@ def timed(job: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def memory(figure: str, folder: Path, targets: int) -> Row:
-    """MiB at the peak while the rules run, beside one bit a target."""
-    evidence = evidence_of(folder, targets)
+def memory(folder: Path, targets: int) -> list[Row]:
+    """MiB at the peak while the rules run, and how it grows with the split: bits for each further target."""
+    small, large = (peak(evidence_of(folder, count)) for count in (targets, 2 * targets))
+    return [
+        row(f"peak memory of the rules, {folder.name}", small / 2**20, targets / 8 / 2**20, "MiB"),
+        row(f"what a further target costs, {folder.name}", (large - small) * 8 / targets, 1, "bits"),
+    ]
+
+
+def peak(evidence: Evidence) -> int:
+    """Bytes that Python and numpy hold at most while the rules run."""
     tracemalloc.start()
     rulings(evidence)
-    _, peak = tracemalloc.get_traced_memory()
+    _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return row(figure, peak / 2**20, targets / 8 / 2**20, "MiB")
+    return most
 
 
 def row(figure: str, ours: float, baseline: float, unit: str) -> Row:

@@ -60,9 +60,9 @@ class Bits:
     def first_absent(self) -> int | None:
         """The first place that is not in."""
         for begin, end, flags in self._parts(0, self.size):
-            absent = np.flatnonzero(flags[: end - begin] == 0)
-            if len(absent):
-                return begin + int(absent[0])
+            least = int(np.argmin(flags[: end - begin]))
+            if not flags[least]:
+                return begin + least
         return None
 
     def _parts(self, first: int, stop: int) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:

@@ -17,6 +17,7 @@ from audit.rules.judging import Classes, judge
 from audit.rules.once import scored_at_places
 from audit.rules.sightings import Sightings
 from audit.rules.totals import Total
+from audit.trees import short
 from audit.verdicts import Ruling
 
 CLASSES = Classes(
@@ -54,8 +55,9 @@ def _totals(evidence: Evidence, totals: Mapping[str, Total], own: Sightings) -> 
                 continue
             reported += 1
             if note.facts.get("bytes") != total.octets:
-                detail = f"the total that is announced says {note.facts.get('bytes')} bytes, its windows {total.octets}"
-                about = {"label": total.label, "claimed": note.facts.get("bytes"), "counted": total.octets}
+                claimed = short(note.facts.get("bytes"))
+                detail = f"the total that is announced says {claimed} bytes, its windows {total.octets}"
+                about = {"label": total.label, "claimed": claimed, "counted": total.octets}
                 own.add("bytes-differ", stage.title, detail, rank=rank, at=note.at, witness=about)
     for label, score in evidence.claims.scores.items() if evidence.claims else ():
         if label in totals:

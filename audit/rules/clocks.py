@@ -8,7 +8,7 @@ takes. Seconds differ from run to run: they are in `Ruling.clock`, and in no sen
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -75,29 +75,23 @@ def _part(
     off = [span for span in outline.spans if not limit.covers(stage.name, span.phase)]
     neutral = evidence.ruleset.neutral.get(stage.name, {})
     for span in off:
-        if span.phase and span.phase not in neutral:
-            detail = (
-                f"the rule set {evidence.ruleset.name} does not say whether the phase {span.phase!r} is on the clock"
-            )
-            seen.add("unknown-phase", stage.title, detail, rank=rank, at=span.first, witness={"phase": span.phase})
+        for kind, detail in _wrong(span, neutral, evidence.ruleset.name):
+            seen.add(kind, stage.title, detail, rank=rank, at=span.first, witness={"phase": span.phase})
     for span in _training(off, outline.spans):
-        detail = (
-            f"steps in the phase {span.phase or BEFORE!r}, which is not on the clock, and the weights did not come back"
-        )
-        seen.add(
-            "steps-outside-the-clock",
-            stage.title,
-            detail,
-            rank=rank,
-            at=span.first,
-            records=span.moved,
-            witness={"phase": span.phase},
-        )
-    for span in off:
-        if span.records.get("calibration") and span.drawn.get("train"):
-            detail = f"Hessians of training data are collected in the phase {span.phase!r}, which is not on the clock"
-            seen.add("gptq-after-cap", stage.title, detail, rank=rank, at=span.first, witness={"phase": span.phase})
+        detail = f"steps in the phase {_name(span)!r}, which is not on the clock, and the weights did not come back"
+        about = {"phase": span.phase}
+        kind = "steps-outside-the-clock"
+        seen.add(kind, stage.title, detail, rank=rank, at=span.first, records=span.moved, witness=about)
     return sum(span.seconds for span in on), {"on": _seconds(on), "off": _seconds(off)}
+
+
+def _wrong(span: Span, neutral: Mapping[str, str], name: str) -> Iterator[tuple[str, str]]:
+    """What speaks against a phase off the clock: class and detail."""
+    if span.phase and span.phase not in neutral:
+        yield "unknown-phase", f"the rule set {name} does not say whether the phase {span.phase!r} is on the clock"
+    if span.records.get("calibration") and span.drawn.get("train"):
+        detail = f"Hessians of training data are collected in the phase {_name(span)!r}, which is not on the clock"
+        yield "gptq-after-cap", detail
 
 
 def _training(off: Sequence[Span], spans: Sequence[Span]) -> Iterator[Span]:
@@ -123,6 +117,9 @@ def _seconds(spans: Sequence[Span]) -> dict[str, float]:
     """Seconds by phase."""
     found: dict[str, float] = {}
     for span in spans:
-        name = span.phase or BEFORE
-        found[name] = found.get(name, 0.0) + span.seconds
+        found[_name(span)] = found.get(_name(span), 0.0) + span.seconds
     return found
+
+
+def _name(span: Span) -> str:
+    return span.phase or BEFORE

@@ -110,8 +110,8 @@ def _same(own: Sightings, total: Total, who: str, nats: object, targets: object)
     close = math.isclose(number, total.nats, rel_tol=CLOSE, abs_tol=CLOSE)
     if not close or targets != total.targets:
         detail = (
-            f"{who} says {short(nats)} nats over {short(targets)} targets, the windows of {total.label!r} add up to {total.nats} "
-            f"over {total.targets}"
+            f"{who} says {short(nats)} nats over {short(targets)} targets, the windows of {total.label!r} add up to "
+            f"{total.nats} over {total.targets}"
         )
-        about = {"label": total.label, "reported_nats": short(nats), "nats": total.nats, "targets": total.targets}
+        about = {"label": total.label, "reported": short(nats), "nats": str(total.nats), "targets": total.targets}
         own.add("total-differs", total.stage, detail, witness=about)

@@ -98,9 +98,11 @@ def _contents(evidence: Evidence, own: Sightings) -> None:
 
 def declared(evidence: Evidence, rule: str, own: Sightings) -> None:
     """What the run itself says against its score: a ledger that shows nothing of it is of something else."""
-    for reason in evidence.claims.contaminated if evidence.claims else ():
-        if evidence.ruleset.contaminations.get(reason, "C3") == rule:
-            own.add("declared-contaminated", "", f"the run itself says that it is contaminated by {short(reason)}")
+    reasons = evidence.claims.contaminated if evidence.claims else ()
+    mine = [reason for reason in reasons if evidence.ruleset.contaminations.get(reason, "C3") == rule]
+    if mine:
+        said = ", ".join(map(short, mine))
+        own.add("declared-contaminated", "", f"the run itself says that it is contaminated by {said}")
 
 
 def _amount(evidence: Evidence, found: History, own: Sightings) -> None:

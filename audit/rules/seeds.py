@@ -6,6 +6,7 @@ first weights, drawn sequences and losses must differ, recipe, sources and data 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
@@ -50,7 +51,7 @@ def facts(evidence: Evidence) -> dict[str, Any]:
     totals = history(evidence).totals
     headline = evidence.claims.headline if evidence.claims else ""
     total = totals.get(headline) or next(iter(totals.values()), None)
-    if total is not None and total.targets:
+    if total is not None and total.targets and math.isfinite(total.nats):
         found["nats"] = total.nats / total.targets
     return found
 

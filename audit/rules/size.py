@@ -5,6 +5,7 @@ from __future__ import annotations
 from audit.evidence import Evidence
 from audit.rules.judging import Classes, judge
 from audit.rules.sightings import Sightings
+from audit.trees import short
 from audit.verdicts import Ruling
 
 CLASSES = Classes(
@@ -56,6 +57,7 @@ def _same(evidence: Evidence, seen: Sightings) -> None:
     for who, title, rank, digest, count in named if artifact else ():
         assert artifact is not None
         if digest != artifact.sha256 or count not in (None, artifact.bytes):
-            detail = f"{who} names {digest} of {count} bytes, the artifact is {artifact.sha256} of {artifact.bytes}"
-            about = {"named": digest, "artifact": artifact.sha256}
+            named_, counted = short(digest), short(count)
+            detail = f"{who} names {named_} of {counted} bytes, the artifact is {artifact.sha256} of {artifact.bytes}"
+            about = {"named": named_, "artifact": artifact.sha256}
             seen.add("artifact-differs", title, detail, rank=rank, witness=about)

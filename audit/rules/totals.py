@@ -67,7 +67,8 @@ class Totals:
         total.length = max(total.length, event.length)
         total.windows += len(windows)
         total.targets += int(scored.sum())
-        total.nats += float(windows["nats"].sum())
+        with np.errstate(invalid="ignore", over="ignore"):  # what is no loss is told by `_losses`
+            total.nats += float(windows["nats"].sum())
         total.octets += int(windows["octets"].sum(dtype=np.int64))
         self._losses(event)
         self._model(rank, total, event)

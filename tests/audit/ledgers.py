@@ -13,7 +13,7 @@ What a rank does is consistent by itself: forwards have the checksums of their d
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from audit.evidence import (
 from audit.ledger import NO_SEAL, Writer, seal_of
 from audit.records import CONTENT, LISTS, SHARDS
 from audit.ruleset import read_ruleset
+from audit.verdicts import Ruling
 
 LENGTH, TARGETS = 8, 64
 BYTES = 3
@@ -279,6 +280,22 @@ class Book:
             "artifact": Artifact(sha256="sha256:a", bytes=1_000),
         }
         return Evidence(**known | changes)
+
+
+def classes(ruling: Ruling) -> set[str]:
+    """The classes of what a ruling found."""
+    return {finding.kind for finding in ruling.findings}
+
+
+def alone(folder: Path, act: Callable[[Rank], object], **changes: Any) -> Evidence:
+    """One stage without a name, in which a rank trains, does something, and scores everything."""
+    book = Book(folder)
+    with book.stage() as (rank,):
+        rank.model()
+        rank.learn("train", [0])
+        act(rank)
+        rank.score_all()
+    return book.evidence(**changes)
 
 
 def octets(first: Positions, many: Positions) -> Positions:

@@ -120,6 +120,15 @@ def test_a_stage_without_a_name(tmp_path: Path) -> None:
     assert isinstance(stage.parts[0], Part)
 
 
+@pytest.mark.parametrize(("length", "expected"), [(16, 16), (0, 0), (-1, 0), (2**32, 0), ("16", 0), (None, 0)])
+def test_the_length_of_rows(tmp_path: Path, length: object, expected: int) -> None:
+    """What a stage says of its rows is believed if it can be a length."""
+    book = Book(tmp_path)
+    with book.stage("train", length=length):
+        pass
+    assert book.stages()[0].length == expected
+
+
 def test_a_stream_of_shards() -> None:
     """Shards lie one behind the other; a stream of n tokens has n - 1 targets, one of none has none."""
     stream = Stream(shards=(5, 0, 7))

@@ -12,12 +12,8 @@ from audit.evidence import ClaimedScore, Evidence, Identity, Mismatch, Stream
 from audit.rules.bytecount import bytecount
 from audit.rules.coverage import coverage
 from audit.rules.once import c4
-from audit.verdicts import Ruling, Verdict
-from tests.audit.ledgers import BYTES, DIGEST, LENGTH, NATS, TARGETS, Book, Rank, claims, honest
-
-
-def classes(ruling: Ruling) -> set[str]:
-    return {finding.kind for finding in ruling.findings}
+from audit.verdicts import Verdict
+from tests.audit.ledgers import BYTES, DIGEST, LENGTH, NATS, TARGETS, Book, Rank, claims, classes, honest
 
 
 def scored(folder: Path, act: Any, **evidence: Any) -> Evidence:
@@ -227,6 +223,7 @@ def test_losses_that_can_not_be(tmp_path: Path, nats: float) -> None:
         ({}, set()),
         ({"nats": NATS * TARGETS * 0.97}, {"total-differs"}),
         ({"nats": "few"}, {"total-differs"}),
+        ({"nats": 10**400}, {"total-differs"}),
         ({"label": "other"}, {"reported-score-not-counted"}),
     ],
 )

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from audit.evidence import Contents, Located, Mismatch, Replay
+from audit.evidence import Contents, Mismatch, Replay
 from audit.rules.once import c4
 from audit.rules.order import c3
 from audit.verdicts import Ruling, Verdict
-from tests.audit.ledgers import LENGTH, TARGETS, Book, Rank, evaluate, honest, quantize, train
+from tests.audit import ledgers
+from tests.audit.ledgers import LENGTH, TARGETS, Book, Rank, claims, classes, evaluate, honest, quantize, train
 
 
-def classes(ruling: Ruling) -> set[str]:
-    return {finding.kind for finding in ruling.findings}
-
-
-def alone(folder: Path, act: Any, **evidence: Any) -> Ruling:
+def alone(folder: Path, act: Any, **changes: Any) -> Ruling:
     """C3 on one stage in which a rank trains, does something, and scores everything."""
-    book = Book(folder)
-    with book.stage() as (rank,):
-        rank.model()
-        rank.learn("train", [0])
-        act(rank)
-        rank.score_all()
-    return c3(book.evidence(**evidence))
+    return c3(ledgers.alone(folder, act, **changes))
 
 
 def test_an_honest_run_passes(tmp_path: Path) -> None:
@@ -62,6 +52,19 @@ def test_a_step_before_the_score(tmp_path: Path) -> None:
     with never.stage() as (rank,):
         rank.learn("val", [8])
     assert c3(never.evidence()).witness["scored_in"] == "never"
+
+
+def test_a_violation_is_told_once(tmp_path: Path) -> None:
+    """A step on validation whose very rows are scored afterwards is one record of one class."""
+    book = Book(tmp_path)
+    with book.stage() as (rank,):
+        draw = rank.draw("val", [0])
+        rank.forward(draw)
+        rank.step([draw])
+        rank.sneak(rank.sums[draw], grad=False)
+        rank.scored([(0, 8, 12.0, 24)], rank.sums[draw])
+    (seen,) = c3(book.evidence()).witness["seen"]
+    assert (seen["class"], seen["records"], seen["targets"]) == ("trained-before-scored", 1, LENGTH)
 
 
 def test_score_first_is_legal_to_the_token(tmp_path: Path) -> None:
@@ -110,6 +113,19 @@ def test_hessians_of_validation(tmp_path: Path) -> None:
     assert alone(tmp_path / "late", late).verdict is Verdict.PASS
 
 
+def test_a_calibration_may_be_announced_first(tmp_path: Path) -> None:
+    """Its draws enter the model before or after it is announced, but at some time they must."""
+    for enters in (True, False):
+
+        def act(rank: Rank, enters: bool = enters) -> None:
+            draw = rank.draw("train", [0])
+            rank.write("calibration", [draw], collectives=0)
+            if enters:
+                rank.forward(draw, grad=False)
+
+        assert classes(alone(tmp_path / str(enters), act)) == (set() if enters else {"draw-not-entered"})
+
+
 def test_every_violation_shows_by_itself(tmp_path: Path) -> None:
     """A fit before quantization, Hessians of validation and chunks learned too early are three findings of one run."""
     book = Book(tmp_path)
@@ -151,169 +167,17 @@ def test_a_list_that_leaves_out_a_draw(tmp_path: Path) -> None:
     assert alone(tmp_path / "none", act(False)).verdict is Verdict.PASS
 
 
-def test_draws_that_are_not_there(tmp_path: Path) -> None:
-    """A step on a draw that nobody handed out, or that never entered the model, is not proven."""
-    assert classes(alone(tmp_path / "1", lambda rank: rank.step([999]))) == {"unknown-draw"}
-    assert classes(alone(tmp_path / "2", lambda rank: rank.step([rank.draw("train", [0])]))) == {"draw-not-entered"}
-
-
-def test_a_forward_belongs_to_one_draw(tmp_path: Path) -> None:
-    """Rows that are drawn twice must enter twice: one forward does not stand for two draws."""
-
-    def act(times: int) -> Any:
-        def doing(rank: Rank) -> None:
-            first = rank.draw("train", [0])
-            rank.checksums = itertools.repeat(rank.sums[first])
-            second = rank.draw("train", [0])
-            rank.checksums = itertools.count(10**6)
-            for _ in range(times):
-                rank.forward(first)
-            rank.step([first, second])
-
-        return doing
-
-    assert classes(alone(tmp_path / "once", act(1))) == {"draw-not-entered"}
-    assert alone(tmp_path / "twice", act(2)).verdict is Verdict.PASS
-
-
-def located(*starts: int, split: str = "val", at: int = 8) -> Contents:
-    found = Located(stage="0", rank=0, at=at, split=split, starts=starts, length=LENGTH)
-    return Contents(drawn=1, checked=1, escape=0.0, mismatches=(), located=(found,))
-
-
-def sneaks(rank: Rank) -> None:
-    """Tokens that nobody announced go into a step on training rows."""
-    assert rank.records == 7
-    draw = rank.draw("train", [0])
-    rank.sneak(12345, grad=True)
-    rank.forward(draw)
-    rank.step([draw])
-
-
-def test_tokens_of_unknown_origin(tmp_path: Path) -> None:
-    """Under gradients: found in validation FAIL, found in training known, found nowhere or in part not proven."""
-    for name, contents, expected in (
-        ("val", located(0), {"unannounced-validation-tokens"}),
-        ("train", located(0, split="train"), set()),
-        ("part", located(0, -1, split="train"), {"unknown-tokens"}),
-        ("nowhere", None, {"unknown-tokens"}),
-    ):
-        changes = {"contents": contents} if contents else {}
-        ruling = alone(tmp_path / name, sneaks, **changes)
-        assert classes(ruling) == expected
-    assert ruling.verdict is Verdict.UNPROVEN
-
-
-def test_a_scored_row_that_nobody_announced_is_known(tmp_path: Path) -> None:
-    """Unannounced tokens that stand in validation and are scored already may be learned from."""
-    book = Book(tmp_path)
-    with book.stage() as (rank,):
-        rank.learn("train", [0])
-        rank.score_all()
-        at = rank.sneak(12345, grad=True)
-        rank.step([])
-    assert c3(book.evidence(contents=located(8, at=at))).verdict is Verdict.PASS
-
-
-def test_one_forward_scored_and_learned(tmp_path: Path) -> None:
-    """The loss of the forward that is back-propagated may be the score, if it is recorded before the step."""
-    for late, verdict in ((False, Verdict.PASS), (True, Verdict.FAIL)):
-        book = Book(tmp_path / str(late))
-        with book.stage() as (rank,):
-            rank.learn("train", [0])
-            rank.sneak(777, grad=True)
-            if late:
-                rank.step([])
-            rank.scored([(0, 8, 12.0, 24)], 777)
-            rank.step([])
-        ruling = c3(book.evidence())
-        assert ruling.verdict is verdict
-        assert ("trained-before-scored" in classes(ruling)) == late
-        assert not classes(c4(book.evidence()))  # it is the score of that forward all the same
-
-
-def test_a_look_under_gradients_before_a_step(tmp_path: Path) -> None:
-    """Validation windows that enter under gradients, are scored without counting, and are followed by a step: FAIL."""
-    book = Book(tmp_path)
-    with book.stage() as (rank,):
-        rank.sneak(777, grad=True)
-        rank.scored([(0, 8, 12.0, 24)], 777, label="look", counted=False)
-        rank.learn("train", [0])
-        rank.score_all()
-    assert classes(c3(book.evidence())) == {"unannounced-validation-tokens"}
-
-
-def warm_up(rank: Rank, *, split: str, comes_back: bool) -> None:
-    before = rank.parameters
-    rank.phase("warm-up", 1)
-    draw = rank.draw(split, [0])
-    rank.forward(draw)
-    rank.step([draw])
-    rank.weights("warm-up restored", before if comes_back else before + 5)
-    rank.learn("train", [8])
-
-
 @pytest.mark.parametrize(
-    ("split", "comes_back", "expected"),
-    [("random", True, set()), ("random", False, {"unread-tokens"}), ("val", True, {"trained-before-scored"})],
+    ("reason", "expected"),
+    [("prequant", ("C3",)), ("calibration=val", ("C3",)), ("rescore", ("C4",)), ("something new", ("C3",))],
 )
-def test_a_warm_up(tmp_path: Path, split: str, comes_back: bool, expected: set[str]) -> None:
-    """On random ids it must leave no trace, to the bit; on validation tokens it is a violation whatever comes back."""
-    contents = Contents(drawn=1, checked=1, escape=0.0, mismatches=(), unread=("random",))
-    ruling = alone(tmp_path, lambda rank: warm_up(rank, split=split, comes_back=comes_back), contents=contents)
-    assert classes(ruling) == expected
-
-
-@pytest.mark.parametrize("split", ["random", "train"])
-def test_validation_windows_under_another_name(tmp_path: Path, split: str) -> None:
-    """Rows that a step used as something else are known again when their very windows are scored afterwards."""
-    book = Book(tmp_path)
-    with book.stage() as (rank,):
-        before = rank.parameters
-        draw = rank.draw(split, [0, 8])
-        rank.forward(draw)
-        at = rank.step([draw])
-        rank.weights("warm-up restored", before)
-        rank.sneak(rank.sums[draw], grad=False)
-        rank.scored([(0, 8, 12.0, 24), (8, 8, 12.0, 24)], rank.sums[draw])
-    ruling = c3(book.evidence())
-    assert (ruling.verdict, classes(ruling)) == (Verdict.FAIL, {"trained-before-scored"})
-    assert (ruling.witness["step_record"], ruling.witness["first_target"], ruling.witness["targets"]) == (at, 0, 16)
-
-
-def test_a_step_that_moves_nothing_is_no_warm_up(tmp_path: Path) -> None:
-    """Weights that are the same after a step on unknown tokens excuse it only if they are declared to be restored."""
-    for declared in (False, True):
-
-        def act(rank: Rank, declared: bool = declared) -> None:
-            rank.state()
-            rank.sneak(4711, grad=True)
-            rank.step([], update=False)
-            rank.write("update", optimizer=0, before=rank.parameters, after=rank.parameters)
-            if declared:
-                rank.weights("warm-up restored", rank.parameters)
-            rank.state()
-
-        assert classes(alone(tmp_path / str(declared), act)) == (set() if declared else {"unknown-tokens"})
-
-
-def test_a_later_step_keeps_what_was_undone_undone(tmp_path: Path) -> None:
-    """Unknown tokens before the warm-up stay: weights that come back to what came after them excuse nothing."""
-
-    def act(rank: Rank) -> None:
-        rank.sneak(4711, grad=True)
-        rank.step([])
-        warm_up(rank, split="random", comes_back=True)
-
-    contents = Contents(drawn=1, checked=1, escape=0.0, mismatches=(), unread=("random",))
-    assert classes(alone(tmp_path, act, contents=contents)) == {"unknown-tokens", "unread-tokens"}
-
-
-def test_forwards_without_gradients(tmp_path: Path) -> None:
-    """They must be a draw's or be scored afterwards; else nobody knows what they were for."""
-    assert classes(alone(tmp_path / "1", lambda rank: rank.sneak(5, grad=False))) == {"unannounced-tokens"}
-    looks = alone(tmp_path / "2", lambda rank: rank.score([(0, 8)], label="look", counted=False))
-    assert looks.verdict is Verdict.PASS
+def test_what_a_run_says_against_itself(tmp_path: Path, reason: str, expected: tuple[str, ...]) -> None:
+    """A run that calls itself contaminated, under a ledger that shows nothing of it, is not proven to be clean."""
+    evidence = honest(tmp_path).evidence(claims=claims(contaminated=(reason,)))
+    for rule in (c3, c4):
+        ruling = rule(evidence)
+        assert classes(ruling) == ({"declared-contaminated"} if ruling.id in expected else set())
+        assert (ruling.verdict is Verdict.PASS) == (ruling.id not in expected)
 
 
 def test_records_that_are_not_what_the_data_say(tmp_path: Path) -> None:

@@ -229,8 +229,8 @@ def reached(schedule: Schedule) -> list[tuple[str, str]]:
     after, twice = replaced(events)
     found += [("C4", "after")] if after and wide else []
     found += [("C4", "twice")] if twice and not after else []
-    labels = {event.label for event in events if event.kind == "score"}
-    found += [("C4", "PASS")] if len(labels) > 1 and covered(events) and not (after or twice) else []
+    by_label = [frozenset().union(*(e.targets for e in events if e.label == label)) for label in LABELS]
+    found += [("C4", "PASS")] if by_label[0] & by_label[1] and not (after or twice) else []
     return found + ([("COVERAGE", str(covered(events)))] if scored else [])
 
 
