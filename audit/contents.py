@@ -301,7 +301,7 @@ def _kept_in_validation(stages: Sequence[Stage], splits: Mapping[str, Split], ke
 
 
 def _prefixes(stages: Sequence[Stage], splits: Mapping[str, Split], kept: set[str]) -> Iterator[int]:
-    """Checksums of rows[:, :t] for every t, of each draw of kept rows: a model that writes reads its own text so far."""
+    """Checksums of rows[:, :t] for every t, of each draw of kept rows: a model that writes reads its text so far."""
     for stage in stages:
         for part in stage.parts:
             for claim in _claims(stage, part, {name: splits[name] for name in kept}):

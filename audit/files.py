@@ -68,7 +68,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole, as `write_bytes` does; half a surrogate pair, which JSON can hold, is written as \\ud800."""
+    """Write UTF-8 text whole, as `write_bytes` does; half a surrogate pair, which JSON can hold, as its escape."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 

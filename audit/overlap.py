@@ -3,7 +3,7 @@
 File hashes can't see it: the shards of issue 2127 were the right ones, and 40,000 of 50,000 validation documents stood
 in the training shards beside them, because the data script's default was another split.
 
-Data flow of `measure`: the validation stream → `Index` → `search` through the training stream (`audit.fingerprints`,
+Data flow of `measure`: the validation stream → `Index` → `search` through the training stream (`audit.grams`,
 certain for runs of ≥ 50 tokens, wherever shards or documents end) → which tokens are shared; and, apart from it, the
 SHA-256 of every document of both splits → which documents are equal; both → `Pattern`, how the overlapping documents
 lie in the validation stream → `Overlap`. `locate` finds rows of unknown origin in a split.
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from audit.errors import SplitError
-from audit.fingerprints import RUN, Index, Positions, search
+from audit.grams import RUN, Index, Positions, search
 from audit.shards import BOS, Tokens
 from audit.splits import Split
 

@@ -2,7 +2,7 @@
 
     places(rows, split)      int64 [n]: for each row of uint16 [n, L] its first token's place in the stream, or -1
 
-Rows of 50 tokens or more are found by the runs of 50 that they share with the stream (`audit.fingerprints`): a row
+Rows of 50 tokens or more are found by the runs of 50 that they share with the stream (`audit.grams`): a row
 stands where most of its runs do, so one that was padded, cut or changed here and there is found too, and a short run
 that both have by chance is not. Shorter rows must stand there token by token; below 8 tokens a place means nothing.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from audit.fingerprints import RUN, Index, search
+from audit.grams import RUN, Index, search
 from audit.shards import Tokens
 from audit.splits import Split
 

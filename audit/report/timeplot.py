@@ -43,7 +43,7 @@ LOOKS: Mapping[str, Look] = {
     "calibrated": Look("calibrated on", "#009E73", "#009E73", "", 1.4),
 }
 TINT, TINTED = "#fdf1da", "seen by the weights"
-LEAST_HEIGHT = 0.3
+LEAST_HEIGHT = 0.44
 """Of a stage's panel, in that of the longest stage."""
 WIDTH, TALLEST, LEFT, RIGHT, TOP, BOTTOM, WIDE, NARROW = 9.6, 1.8, 0.95, 0.15, 0.3, 0.5, 0.32, 0.14
 """Inches: of the figure and its longest stage, the margins, and the space below panels with numbers and without."""

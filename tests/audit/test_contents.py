@@ -314,7 +314,7 @@ def test_a_damaged_note_of_unknown_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_prefixes_of_kept_rows_are_known_and_no_others(tmp_path: Path) -> None:
-    """What a model reads while it writes its own text is each prefix of the batch that was kept, and nothing else is."""
+    """What a model reads while it writes its own text is each prefix of the batch that was kept, and nothing else."""
     path = tmp_path / "rank0.ledger"
     writer = create(path)
     places = [(0, 0), (0, T + 1)]

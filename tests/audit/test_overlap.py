@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from audit import overlap
 from audit.errors import SplitError
-from audit.fingerprints import RUN
+from audit.grams import RUN
 from audit.overlap import Overlap, locate, measure, pattern
 from audit.shards import BOS, Shard
 from audit.splits import Split, open_data

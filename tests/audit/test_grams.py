@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit import fingerprints
+from audit import grams
 from audit.errors import SplitError
-from audit.fingerprints import RUN, Index, search
+from audit.grams import RUN, Index, search
 from audit.shards import Shard
 from audit.splits import Split
 
@@ -50,8 +50,8 @@ def test_what_is_found_is_what_a_plain_table_finds(
     """For any two streams, cut anywhere, with any number of threads: each shared gram and its first place."""
     one, other, cuts = pair
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprints, "BLOCK", block)
-        patch.setattr(fingerprints, "PART", part)
+        patch.setattr(grams, "BLOCK", block)
+        patch.setattr(grams, "PART", part)
         index = Index(one)
         places = index.places(search(index, split_of(other, cuts), threads=threads))
     assert places.tolist() == slow(one, other)
@@ -62,7 +62,7 @@ def test_colliding_hashes_change_nothing(pair: tuple[np.ndarray, np.ndarray, lis
     """Under a hash that maps many grams to one value the answer is the same: hashes choose, tokens decide."""
     one, other, cuts = pair
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprints, "BASE", base)
+        patch.setattr(grams, "BASE", base)
         index = Index(one)
         places = index.places(search(index, split_of(other, cuts)))
     assert places.tolist() == slow(one, other)
@@ -87,7 +87,7 @@ def test_what_a_thread_has_not_heard_of_changes_nothing(
     one, other, _ = pair
     match = Index.match
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprints, "PART", part)
+        patch.setattr(grams, "PART", part)
         patch.setattr(Index, "match", lambda index, tokens, found: match(index, tokens, np.full_like(found, -1)))
         index = Index(one)
         places = index.places(search(index, split_of(other)))
@@ -96,7 +96,7 @@ def test_what_a_thread_has_not_heard_of_changes_nothing(
 
 def test_progress_counts_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is reported while it searches adds up to the tokens of the split."""
-    monkeypatch.setattr(fingerprints, "PART", 64)
+    monkeypatch.setattr(grams, "PART", 64)
     stream = np.arange(1000, dtype=np.uint16)
     done: list[int] = []
     search(Index(stream[:100]), split_of(stream), progress=done.append)
