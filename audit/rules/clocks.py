@@ -23,6 +23,8 @@ from audit.splits import SHARD
 from audit.verdicts import Ruling
 
 BEFORE = "before the first phase"
+UNRECORDED = "before the ledger began"
+"""Starting Python, importing torch, and whatever a program does before it announces itself."""
 UNPROVEN = (*whole.UNPROVEN, "no-stage", "no-phases", "unknown-phase", "clock-fell")
 
 
@@ -50,13 +52,19 @@ def clock(rule: str, evidence: Evidence) -> Ruling:
         rule,
         Classes(fails=(limit.overrun, "steps-outside-the-clock", "gptq-after-cap"), unproven=UNPROVEN),
         (seen, whole.whole(evidence)),
-        passed=f"under {limit.device_seconds:,.0f} device-seconds, and nothing that trains lies outside",
+        passed=f"under {limit.device_seconds:,.0f} device-seconds; {_outside(limit)}",
         reach={"limit_device_seconds": limit.device_seconds, "devices": devices, "stages": [s.name for s in stages]},
         clock={"limit_device_seconds": limit.device_seconds, "device_seconds": held, "seconds": total, "stages": told},
     )
 
 
 TRAIN_TIME, EVAL_TIME = (partial(clock, rule) for rule in ("TRAIN-TIME", "EVAL-TIME"))
+
+
+def _outside(limit: Clock) -> str:
+    """What a pass says of the rest of the time."""
+    whole = all(ALL_PHASES in phases for phases in limit.stages.values())
+    return "all that the stage did is on the clock" if whole else "nothing that trains lies outside the clock"
 
 
 def _part(
@@ -67,8 +75,9 @@ def _part(
     if outline.backwards is not None:
         detail = "a record is older than the one before it; the clock of the machine was set, or the record was"
         seen.add("clock-fell", stage.title, detail, rank=rank, at=outline.backwards)
+    before = _before(part)
     if ALL_PHASES in limit.stages[stage.name]:
-        return outline.last / 1e9, {"on": _seconds(outline.spans), "off": {}}
+        return sum(before.values()) + outline.last / 1e9, {"on": before | _seconds(outline.spans), "off": {}}
     if len(outline.spans) == 1:
         seen.add("no-phases", stage.title, f"the stage {stage.name} announced no phases", rank=rank)
     on = [span for span in outline.spans if limit.covers(stage.name, span.phase)]
@@ -82,7 +91,14 @@ def _part(
         about = {"phase": span.phase}
         kind = "steps-outside-the-clock"
         seen.add(kind, stage.title, detail, rank=rank, at=span.first, records=span.moved, witness=about)
-    return sum(span.seconds for span in on), {"on": _seconds(on), "off": _seconds(off)}
+    return sum(span.seconds for span in on), {"on": _seconds(on), "off": before | _seconds(off)}
+
+
+def _before(part: Part) -> dict[str, float]:
+    """Seconds between the start of the program and that of its ledger, if its note `run` tells them."""
+    told = (moment.note.clock.get("seconds_before") for moment in part.outline.named("run"))
+    seconds = sum(float(found) for found in told if isinstance(found, (int, float)) and 0 < found < 1e9)
+    return {UNRECORDED: seconds} if seconds else {}
 
 
 def _wrong(span: Span, neutral: Mapping[str, str], name: str) -> Iterator[tuple[str, str]]:

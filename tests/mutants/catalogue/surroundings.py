@@ -228,7 +228,8 @@ CLOCKS = (
         kind="eval-work-outside-timer",
         plants="Before evaluation says that it begins, hints are counted for 1,280 s instead of 80 s.",
         rule="EVAL-TIME",
-        evidence="claims",
+        finding="eval-overrun",
+        names={"stage": "evaluate", "limit_device_seconds": 4800},
         common=(
             TIME,
             before(LOOP, "    time.sleep(4640)\n"),
