@@ -164,6 +164,8 @@ def verify(
 
     if (seed is None) == (not ledgers):
         raise click.UsageError("give ledgers, or --seed for one seed of the pipeline's folder")
+    if seed is None and options["rescore"] is not None:
+        raise click.UsageError("--rescore goes with --seed: only the pipeline's folder has the artifact")
     wanted = verifying.Options(ruleset=ruleset or PARAMETER_GOLF, **options)
     if seed is None:
         found = verifying.verify_folders(ledgers, wanted)

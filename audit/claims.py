@@ -13,7 +13,7 @@ from audit.runs import read_data, read_seed
 def read_claims(runs: Path, seed: int, recipe: Recipe) -> Claims:
     """The claims of one seed under `runs`. Raises RunError for files that are missing or contradict each other."""
     run = read_seed(runs, seed)
-    read_data(runs / "data" / "data.json")
+    read_data(runs / "data" / "data.json")  # must hold together before anything is said about it
     evaluate = run.evaluate
     scores = {"sequential": _claimed(evaluate.sequential), "sliding": _claimed(evaluate.sliding)}
     if evaluate.adapted is not None:

@@ -68,8 +68,8 @@ def write(path: Path, taken: Manifest, shared: dict[str, Any] | None) -> None:
 def read(folder: Path, data: Sequence[Path], ruleset: Ruleset, *, facts: Path) -> Identity:
     """The data of a run by what `write` left in `folder` and by the files of `data` as they are now.
 
-    `facts` is what the run calls its data (data.json); its digest is theirs. Raises ManifestError for files that can't
-    be read; data that differ from their manifest are a fact for the rules.
+    `facts` is what the run calls its data (data.json); its digest is theirs. Raises ManifestError, RunError or
+    SplitError for files that can't be read; data that differ from their manifest are a fact for the rules.
     """
     remedy = "run `dvc repro identity`"
     path = folder / "manifest.json"

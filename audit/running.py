@@ -45,6 +45,9 @@ def run(*, out: Path, target: Sequence[str], module: bool, after: Path | None = 
     previous = ledger.seal_of(after) if after else ledger.NO_SEAL  # 1
     out = out.absolute()
     make_room(out)  # 2
+    place = next(path for path in (out, *out.parents) if path.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise OutputError(f"can't write {out}: {place} is no folder to write to; record into another one with -o")
     began = time.monotonic_ns()
     os.environ |= environment(out, previous, began)  # 3
     here = hook.attach(out=out, previous=previous, began=began)  # 4
@@ -54,6 +57,10 @@ def run(*, out: Path, target: Sequence[str], module: bool, after: Path | None = 
         here.silent = True
         raise
     here.returned = outcome(program)  # 6
+    if not any(out.glob("rank*.ledger")):
+        print(
+            f"nothing was recorded into {out}: the program announced nothing and stepped no optimizer", file=sys.stderr
+        )
     return here.returned
 
 

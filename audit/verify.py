@@ -7,8 +7,8 @@
    are made again (`audit.replay`), and losses of the artifact computed again (`audit.rescore`).
 4. All of it is `Evidence`; the rules (`audit.rules`) make rulings of it, and those are the judgement.
 
-    judgement, clocks = verify_seed(Path("runs"), 42, options)        the pipeline's own layout, with claims
-    judgement, clocks = verify_folders([Path("ledger")], options)     any recorded program
+    verify_seed(Path("runs"), 42, options)        all of it, in the pipeline's own layout
+    verify_folders([Path("ledger")], options)     any program: without claims, artifact, and what of 3 needs them
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ def verify_folders(folders: Sequence[Path], options: Options) -> Verification:
     """Verify recorded programs, in the order in which they ran. Raises AuditError for what can't be read."""
     stages, ruleset = open_stages(folders), read_ruleset(options.ruleset)
     folder = options.data or _announced_data(stages)
+    if options.identity and not folder:
+        raise RunError(f"got the identity {options.identity} of no data; give the data folder with --data")
     data = open_data([folder]) if folder else None
     of_run = None
     if folder and data and options.identity:

@@ -2,7 +2,7 @@
 
     import audit
 
-    for inputs, targets in audit.watch(loader, split="train"):     every batch is recorded when it is handed out
+    for inputs, targets in audit.watch(loader, split="train", model=model):     every batch is recorded when handed out
         …
     with audit.scoring(model):                                     what is drawn in here is being scored
         for inputs, targets in audit.watch(holdout, split="val"):
@@ -41,10 +41,12 @@ Batch = TypeVar("Batch")
 class Watched(Generic[Batch]):
     """A loader whose batches are recorded when they are handed out. Everything else is the loader's own."""
 
-    def __init__(self, loader: Iterable[Batch], split: str) -> None:
-        self._loader, self._split = loader, split
+    def __init__(self, loader: Iterable[Batch], split: str, model: nn.Module | None) -> None:
+        self._loader, self._split, self._model = loader, split, model
 
     def __iter__(self) -> Iterator[Batch]:
+        if (recorded := hook.current()) is not None and self._model is not None:
+            recorded.guard("watch", _announce_model, recorded, self._model)
         for batch in self._loader:
             if (here := hook.current()) is not None:
                 here.guard("watch", _announce, here, self._split, batch)
@@ -59,13 +61,16 @@ class Watched(Generic[Batch]):
         return getattr(self._loader, name)
 
 
-def watch(loader: Iterable[Batch], split: str = "train") -> Watched[Batch]:
+def watch(loader: Iterable[Batch], split: str = "train", *, model: nn.Module | None = None) -> Watched[Batch]:
     """The same batches, each recorded as a draw of `split` when it is handed out.
+
+    `model` is what they are given to: what enters it is recorded from here on. Without it that begins with the first
+    `scoring`, and steps before it are not proven to use what they were handed.
 
     `loader` is any iterable of batches: tensors or numpy arrays [n, …], or tuples, lists and mappings of them. The
     first array's rows name what was drawn. A batch without arrays can't be recorded, and then no rule passes.
     """
-    return Watched(loader, split)
+    return Watched(loader, split, model)
 
 
 @contextmanager
@@ -82,6 +87,10 @@ def scoring(model: nn.Module, *, label: str = "scoring", counted: bool = True) -
     finally:
         if here is not None:
             here.guard("scoring", lambda: here.recording().end_scoring())
+
+
+def _announce_model(here: hook.Hook, model: nn.Module) -> None:
+    here.recording().model(model)
 
 
 def _announce(here: hook.Hook, split: str, batch: Any) -> None:

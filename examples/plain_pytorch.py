@@ -38,7 +38,7 @@ def train(model: nn.Module, images: Dataset[tuple[Tensor, ...]], *, epochs: int,
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
     loader = DataLoader(images, batch_size=64, shuffle=True, generator=random)
     for _ in range(epochs):
-        for inputs, labels in audit.watch(loader, split="train"):
+        for inputs, labels in audit.watch(loader, split="train", model=model):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), labels).backward()
             optimizer.step()

@@ -45,8 +45,8 @@ def test_there_is_something_to_check() -> None:
 def test_a_documented_command_parses(line: str) -> None:
     """Subcommand and options of every documented command exist."""
     program, name, *arguments = shlex.split(line)
-    command = PROGRAMS[program].commands[name]
-    command.make_context(name, arguments, parent=click.Context(PROGRAMS[program]))
+    group = PROGRAMS[program]
+    group.commands[name].make_context(name, arguments, parent=click.Context(group, **group.context_settings))
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -145,6 +145,7 @@ class Optimizers:
             "class": type(optimizer).__name__,
             "parameters": sum(p.numel() for p in parameters),
             "covers_model": bool(parameters) and all(id(p) in owned for p in parameters),
+            "apart": not any(id(p) in owned for p in parameters),
         }
         return known.index, known.sum, facts
 

@@ -26,6 +26,8 @@ from audit.stats import Aggregate, aggregate, read_aggregate
 from audit.verdicts import Judgement
 
 CONTEST_CORPUS = "fineweb"
+PROFILE = "pipeline"
+"""What a report of the pipeline is judged under."""
 CHUNKS_SHOWN = 8
 """Of a run that adapts chunk by chunk, large."""
 
@@ -86,8 +88,13 @@ def read_fresh(runs: Path) -> Aggregate:
 def judge(runs: Path, run: Run, ruleset: Ruleset) -> Judgement:
     """The judgement of the whole run: those of its seeds as one, and the rule on the seeds themselves."""
     judgements = {seed: merging.read_judgement(runs, seed) for seed in run.recipe.seeds}
-    profile = judgements[run.recipe.seeds[0]].profile
-    return merging.merge(judgements, seeds=over(judgements, ruleset), required=ruleset.profile(profile))
+    for seed, found in judgements.items():
+        if found.profile != PROFILE:
+            raise RunError(
+                f"{runs}/verify/{seed}/verdict.json is judged under profile {found.profile!r}, expected {PROFILE!r}; "
+                f"run `dvc repro --force verify@{seed}`"
+            )
+    return merging.merge(judgements, seeds=over(judgements, ruleset), required=ruleset.profile(PROFILE))
 
 
 def _contamination_notes(found: Aggregate) -> list[str]:

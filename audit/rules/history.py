@@ -91,6 +91,8 @@ class _Walk:
             places = self._absent_rows(rank, rows) if rows.hashes is not None else self._absent(rank, rows)
             if places:
                 self._unscored(rank, event, rows, *places)
+            elif rows.hashes is not None and event.step is not None:
+                self.contents.train(rows.starts)
         if event.step is not None:
             self.progress.step(rank)
 
@@ -134,6 +136,9 @@ class _Walk:
 
     def _rows_scored(self, rank: int, event: Scored) -> None:
         places = index_of(hashes(event.windows), self.contents.hashes)
+        if stale := self.contents.trained(places):
+            detail = f"{stale} rows enter {event.label!r} again, after a step that used them"
+            self._report_score("rescored-after-update", event, detail, stale)
         if again := self.contents.add(rank, places):
             detail = f"{again} rows known by content enter {event.label!r} again; equal rows may repeat"
             self._report_score("rows-counted-again", event, detail, again)

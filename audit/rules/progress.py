@@ -99,7 +99,7 @@ class Contents:
 
     def __init__(self, hashes: npt.NDArray[np.uint64]) -> None:
         self.hashes = hashes
-        self._scored = np.zeros(len(hashes), dtype=np.bool_)
+        self._scored, self._trained = np.zeros(len(hashes), dtype=np.bool_), np.zeros(len(hashes), dtype=np.bool_)
         self._own: list[npt.NDArray[np.bool_]] = []
 
     def begin(self, ranks: int) -> None:
@@ -112,6 +112,14 @@ class Contents:
         before = int(np.count_nonzero(self.known(rank, places)))
         self._own[rank][places] = True
         return before + len(places) - len(np.unique(places))
+
+    def train(self, places: Positions) -> None:
+        """A step, of whatever rank, uses these; -1 is a row that is never scored."""
+        self._trained[places[places >= 0]] = True
+
+    def trained(self, places: Positions) -> int:
+        """How many of these were scored and then trained on."""
+        return int(np.count_nonzero(self._trained[places]))
 
     def known(self, rank: int, places: Positions) -> npt.NDArray[np.bool_]:
         """Whether the rank knows each of these places, -1 for a row that is never scored, to be scored: bool [n]."""

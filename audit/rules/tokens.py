@@ -8,6 +8,7 @@ for. A step uses the draws that it lists and whatever entered the model under gr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,11 +96,15 @@ class Tokens:
 
     def step(self, at: int, step: int, used: Sequence[int]) -> list[Rows]:
         """A step that lists these draws: the validation rows that go into it."""
-        rows = []
+        rows, listed = [], set(used)
+        # Equal rows that were handed out twice: whichever of them the forward was counted for, it is this step's.
+        spare = Counter(draw.checksum for draw in self._learned.values() if draw.draw not in listed)
         for number in used:
             if (draw := self._use(at, f"step {step}", number)) is None:
                 continue
-            if not draw.learned:
+            if not draw.learned and spare[draw.checksum]:
+                spare[draw.checksum] -= 1
+            elif not draw.learned:
                 self.report(
                     "draw-not-entered",
                     at,
@@ -110,7 +115,6 @@ class Tokens:
             rows.append(self._rows(draw, "trained-before-scored"))
             if self._unread(draw):
                 self.taint("unread-tokens", at, f"step {step} uses draw {number} {_UNREAD.format(draw.split)}")
-        listed = set(used)
         rows += [self._rows(d, "unlisted-validation-tokens") for d in self._learned.values() if d.draw not in listed]
         for loose in self._loose.values():
             rows += loose.rows

@@ -30,6 +30,8 @@ class _Optimizer:
 
     inside: bool = False
     """It is known that all of its parameters belong to announced models."""
+    apart: bool = False
+    """It is known that none of them does: its steps explain no change of a model."""
     size: int = 0
     """Elements of its parameters."""
     after: int | None = None
@@ -75,7 +77,9 @@ class Weights:
                     optimizer.inside = False
         elif name == "optimizer":
             inside, size = facts.get("covers_model") is True, _number(facts.get("parameters"))
-            self._optimizers[_number(facts.get("index"))] = _Optimizer(inside, size)
+            self._optimizers[_number(facts.get("index"))] = _Optimizer(
+                inside=inside, apart=facts.get("apart") is True, size=size
+            )
 
     def _declared(self) -> None:
         """Whatever was known of the parameters is so no more."""
@@ -123,7 +127,7 @@ class Weights:
         one.after, one.at, one.sums = after, at, self._sums.copy()
         if one.inside:
             self._added += added
-        else:
+        elif not one.apart:
             self._certain = False
 
     def _explained(self, before: int, one: _Optimizer) -> bool:

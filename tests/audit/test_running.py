@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from audit import ledger, running
-from audit.errors import LedgerError, RunError
+from audit.errors import LedgerError, OutputError, RunError
 from audit.ledger import NO_SEAL, Writer, check
 from audit.recorder import hook
 from tests.audit.children import fork, kinds, notes, wait
@@ -57,7 +57,7 @@ def test_a_program_finds_what_python_would_give_it(tmp_path: Path) -> None:
     for target, module in ((["inner/script.py", "-o", "x"], False), (["package", "y"], True), (["package.part"], True)):
         code, printed = run(tmp_path, *target, module=module)
         expected = python(tmp_path, *(["-m"] if module else []), *target)
-        found, wanted = json.loads(printed), json.loads(expected[1])
+        found, wanted = json.loads(printed.splitlines()[0]), json.loads(expected[1])
         assert (code, found) == (expected[0], wanted)
 
 
@@ -94,10 +94,15 @@ def test_a_program_that_announces_no_end_is_sealed_by_its_return(tmp_path: Path)
 
 
 def test_a_program_that_never_trains_leaves_no_ledger(tmp_path: Path) -> None:
-    """Opens and sockets alone make none: launchers and helpers stay silent."""
+    """Opens and sockets alone make none, and a line says that nothing was recorded."""
     write(tmp_path / "script.py", "import socket; socket.getaddrinfo('127.0.0.1', 80); open(__file__).close()")
-    assert run(tmp_path, "script.py") == (0, "")
+    code, printed = run(tmp_path, "script.py")
+    assert (code, printed.count("\n")) == (0, 1)
+    assert printed.startswith(f"nothing was recorded into {tmp_path}/ledger: ")
     assert not (tmp_path / "ledger").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"can't write .*/file/ledger: .*/file is no folder to write to"):
+        running.run(out=tmp_path / "file" / "ledger", target=["script.py"], module=False)
 
 
 def test_what_happened_before_training_is_in_the_ledger(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ import audit
 from audit import fingerprint
 from audit.ledger import Ledger
 from audit.records import CONTENT
+from audit.verdicts import Verdict
+from audit.verify import Options, verify_folders
 from audit.watching import content
 from tests.audit.children import kinds, notes, of_kind, recorded
 
@@ -239,3 +241,60 @@ def test_the_example_shows_its_leak(tmp_path: Path) -> None:
         assert not notes(folder, "recorder")
         sealed = list(Ledger.open(folder / "rank0.ledger").blocks())[-1].notes[-1]
         assert sealed.facts == {"artifact": None, "ended": "returned 0"}
+        judgement = verify_folders([folder], Options()).judgement
+        assert judgement.profile == "generic"
+        assert judgement.verdict is (Verdict.FAIL if arguments else Verdict.PASS)
+        assert judgement.ruling("C3").verdict is judgement.verdict
+
+
+LOOP = """
+import torch
+import audit
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+train, held = torch.randn(3, 8, 4), torch.randn(2, 8, 4)
+
+def learn(batches):
+    for batch in audit.watch(batches, model=model):
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+
+def score(label):
+    with audit.scoring(model, label=label), torch.no_grad():
+        for batch in audit.watch(held, split="val"):
+            model(batch)
+
+def copied(batches):
+    copy = torch.nn.Linear(4, 2)
+    copy.load_state_dict(model.state_dict())
+    other = torch.optim.SGD(copy.parameters(), lr=0.1)
+    for batch in batches:
+        other.zero_grad()
+        copy(batch).square().mean().backward()
+        other.step()
+    model.load_state_dict(copy.state_dict())
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("acts", "rule", "verdict", "kind"),
+    [
+        ("learn(train); score('each'); learn(train); score('each')", "C3", Verdict.PASS, ""),
+        ("learn(train); score('first'); learn(held); learn(train)", "C3", Verdict.PASS, ""),
+        ("score('first'); learn(train); learn(held); score('final')", "C4", Verdict.FAIL, "rescored-after-update"),
+        ("learn(train); copied(held); score('final')", "C3", Verdict.UNPROVEN, "parameters-changed"),
+        ("learn(train); torch.nn.Linear(4, 2); score('final')", "C3", Verdict.PASS, ""),
+    ],
+    ids=["every epoch", "score first", "score, train, score", "a copy that learned", "nothing copied"],
+)
+def test_what_a_plain_loop_may_do(tmp_path: Path, acts: str, rule: str, verdict: Verdict, kind: str) -> None:
+    """Scores of every epoch pass; a score replaced after training on its rows, and weights copied in, do not."""
+    program = tmp_path / "loop.py"
+    program.write_text(LOOP + acts + "\n")
+    judgement = verify_folders([recorded(tmp_path / "out", program)], Options()).judgement
+    assert judgement.ruling(rule).verdict is verdict
+    assert judgement.verdict is verdict
+    assert not kind or kind in {finding.kind for finding in judgement.ruling(rule).findings}
