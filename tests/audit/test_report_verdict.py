@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from audit import verdicts
+from audit.errors import RunError
 from audit.report import cells, files, model, text
 from audit.stats import aggregate
 from tests.audit.reading import headings, rendered, shown, tables, with_aggregate
@@ -146,3 +147,17 @@ def test_half_a_surrogate_pair_is_told(write_runs: Write, tmp_path: Path) -> Non
     rules = json.loads((tmp_path / "report/report.json").read_text())["rules"]
     assert "seed 42: \ud800" in rules[0]["summary"]
     assert "\\ud800" in (tmp_path / "report/report.md").read_text()
+
+
+def test_a_verdict_of_another_profile_is_no_part_of_a_report(write_runs: Write, tmp_path: Path) -> None:
+    """A seed that was judged by fewer rules can't turn the gate green: the stage that judges it is named."""
+
+    def lenient(found: Files) -> None:
+        tree = found["verify/314/verdict.json"]
+        tree["profile"] = "generic"
+        for row in tree["rules"]:
+            row["required"] = row["id"] == "C3"
+        tree["verdict"] = "PASS"
+
+    with pytest.raises(RunError, match=r"profile 'generic', expected 'pipeline'; run `dvc repro --force verify@314`"):
+        model.load(with_aggregate(write_runs(tmp_path, edit=lenient)))
