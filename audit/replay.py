@@ -29,11 +29,13 @@ from audit.evidence import Mismatch, Part, Replay, Stage
 from audit.records import KINDS, Block
 from audit.splits import Data
 from trainer import artifact as artifacts
-from trainer import checkpoint, gptq, hessians
+from trainer import checkpoint, hessians
 from trainer import recipe as recipes
 from trainer.errors import GolfError
 from trainer.loader import Batch, Loader
 from trainer.model import GPT as GPT
+from trainer.quantized import dequantize_model
+from trainer.quantizer import quantize_model
 from trainer.settings import VIRTUAL_RANKS as VIRTUAL_RANKS
 from trainer.settings import Recipe as Recipe
 from trainer.shards import Shard
@@ -308,7 +310,7 @@ class Trained:
 def load_artifact(path: Path, recipe: Recipe) -> GPT:
     """The model in an artifact. Raises RunError if it can't be read or is not of this recipe."""
     with _readable(path, "quantize"):
-        return _model(gptq.dequantize_model(artifacts.read(path)[0]), recipe)
+        return _model(dequantize_model(artifacts.read(path)[0]), recipe)
 
 
 def load_trained(folder: Path, recipe: Recipe) -> Trained:
@@ -374,5 +376,5 @@ def quantize_again(trained: Trained, recipe: Recipe) -> GPT:
     """The model that the quantizer makes of these weights and Hessians."""
     weights = {name: parameter.detach() for name, parameter in trained.gpt.named_parameters()}
     with _readable(Path("train"), "train"), _threads(recipe):
-        made = gptq.quantize_model(weights, trained.hessians, trained.gpt.sites, recipe.gptq)
-        return _model(gptq.dequantize_model(made), recipe)
+        made = quantize_model(weights, trained.hessians, trained.gpt.sites, recipe.gptq)
+        return _model(dequantize_model(made), recipe)

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer import artifact, checkpoint, gptq, recipe, source
+from trainer import artifact, checkpoint, recipe, source
 from trainer.data import DataSet
 from trainer.distributed import World
+from trainer.quantized import QuantizedModel
+from trainer.quantizer import quantize_model
 from trainer.runlog import RunLog
 from trainer.scoring import Targets, score
 from trainer.shards import Shard
@@ -82,7 +84,7 @@ def run(folder: Path, *, steps: int, quality: int, threads: int) -> dict[str, An
     state, _ = checkpoint.load(folder / "train" / "model.safetensors")
     hessians, about = checkpoint.load(folder / "train" / "hessians.safetensors")
     now = timed("read", now)
-    model = gptq.quantize_model(state, hessians, json.loads(about["sites"]), settings.gptq)
+    model = quantize_model(state, hessians, json.loads(about["sites"]), settings.gptq)
     now = timed("quantize", now)
     path = folder / "model.golf"
     model_bytes = artifact.write(path, model, metadata={"seed": 1}, quality=quality, threads=threads)
@@ -108,7 +110,7 @@ def run(folder: Path, *, steps: int, quality: int, threads: int) -> dict[str, An
     }
 
 
-def order0_bytes(model: gptq.QuantizedModel) -> int:
+def order0_bytes(model: QuantizedModel) -> int:
     """Σ over matrices of n·H₀ of the matrix's codes, in bytes: what no coder with one table a matrix can go under."""
     bits = 0.0
     for matrix in model.matrices.values():

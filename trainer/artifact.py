@@ -47,7 +47,7 @@ from torch import Tensor
 
 from trainer.errors import ArtifactError
 from trainer.files import atomic
-from trainer.gptq import QuantizedMatrix, QuantizedModel, q_max
+from trainer.quantized import QuantizedMatrix, QuantizedModel, q_max
 
 VERSION = 1
 MAX_FILE_BYTES = 1 << 28

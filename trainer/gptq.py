@@ -1,76 +1,21 @@
-"""Quantization: SDClip scales, GPTQ codes, and the way back.
+"""GPTQ: codes for a matrix that make up, column by column, for what rounding loses.
 
-Data flow: `quantize_model` takes averaged weights and the Hessians of their inputs (`trainer.hessians`); each matrix
-gets one fp16 scale a row (`row_scales`) and int8 codes (`quantize`); everything else becomes fp16. `dequantize_model`
-is the way back to the fp32 weights that are scored; `trainer.artifact` writes and reads what lies between.
-
-    quantized = quantize_model(state, collect(gpt, batches, looped=True), gpt.sites, recipe.gptq)
-    gpt.load_state_dict(dequantize_model(quantized))
+`quantize` takes weights, the Hessian of their inputs (`trainer.hessians`) and row scales (`trainer.clipping`);
+`trainer.quantizer` calls it for a whole model.
 """
 
 from __future__ import annotations
-
-import dataclasses
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # public, though torch does not mark it so
 
+from trainer.clipping import refuse_non_finite
 from trainer.errors import ArtifactError
-from trainer.settings import Gptq
-
-EMBEDDING = "embedding"
-"""Name of the matrix that has bits and a clip of its own."""
+from trainer.quantized import q_max
 
 MAX_DAMPING = 1.0
 """Largest damping that a Hessian which is not positive definite is met with, in shares of its mean diagonal."""
-
-_HALF = torch.finfo(torch.float16)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class QuantizedMatrix:
-    """`codes` int8 [rows, cols] within ±q_max(bits), `scales` fp16 [rows], positive: weight ≈ scale · code."""
-
-    codes: Tensor
-    scales: Tensor
-    bits: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class QuantizedModel:
-    """What an artifact holds: quantized matrices and fp16 vectors, by parameter name."""
-
-    matrices: Mapping[str, QuantizedMatrix]
-    vectors: Mapping[str, Tensor]
-
-
-def q_max(bits: int) -> int:
-    """The largest code, 2^(bits-1) - 1; codes are symmetric, so the most negative value of the type is unused."""
-    return (1 << bits - 1) - 1
-
-
-def row_scales(weight: Tensor, *, bits: int, k: float, name: str = "matrix") -> Tensor:
-    """SDClip (pg#1394): s_i = fp16(k·std(w_i)/q_max) of every row of `weight` [rows, cols], as fp16 [rows].
-
-    A row whose scale fp16 can't hold gets the nearest positive one that it can, 2^-24 or 65504 (so a row of zeros
-    decodes to zeros). Raises ArtifactError for NaN or infinity in the weights.
-    """
-    _refuse_non_finite(weight, f"weights of {name}")
-    scales = k * weight.double().std(dim=1, correction=0) / q_max(bits)
-    return scales.clamp(_HALF.smallest_normal * _HALF.eps, _HALF.max).half()
-
-
-def round_codes(weight: Tensor, scales: Tensor, *, bits: int) -> Tensor:
-    """The nearest codes, int8 [rows, cols], each entry on its own: at most half a step off inside the clip."""
-    steps = torch.round(weight.float() / scales.float()[:, None])
-    return steps.clamp(-q_max(bits), q_max(bits)).to(torch.int8)
-
-
-def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
-    """Weights fp32 [rows, cols] = scale · code: finite, since |code| ≤ 127 and a scale is finite."""
-    return codes.float() * scales.float()[:, None]
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
@@ -120,8 +65,8 @@ def quantize(
             f"{name}: Hessian of shape {list(hessian.shape)} and scales of {list(scales.shape)}, "
             f"expected {[columns, columns]} and {[rows]} for weights of {[rows, columns]}"
         )
-    _refuse_non_finite(weight, f"weights of {name}")
-    _refuse_non_finite(hessian, f"Hessian of {name}")
+    refuse_non_finite(weight, f"weights of {name}")
+    refuse_non_finite(hessian, f"Hessian of {name}")
     dead = hessian.diagonal() == 0
     order = hessian.diagonal().argsort(descending=True, stable=True)
     H = hessian.float() + torch.diag(dead.float())
@@ -139,41 +84,3 @@ def quantize(
             W[j + 1 : end].addr_(U[j, j + 1 : end], errors[j - start], alpha=-1)
         W[end:] -= U[start:end, end:].T @ errors
     return codes[order.argsort()].T.to(torch.int8).contiguous()
-
-
-def quantize_model(
-    state: Mapping[str, Tensor], hessians: Mapping[str, Tensor], sites: Mapping[str, str], settings: Gptq
-) -> QuantizedModel:
-    """Every matrix that `sites` names (parameter → input site) by GPTQ with its site's Hessian, all else as fp16.
-
-    `state` is name → weights, `hessians` site → [n, n]. The embedding has its own bits and clip. Raises
-    ArtifactError, by name, for a matrix or Hessian that is missing, NaN, infinity, and vectors that fp16 can't hold.
-    """
-    if not sites:
-        raise ArtifactError("nothing to quantize: the model names no matrices")
-    if missing := sorted(set(sites) - set(state)) + sorted(set(sites.values()) - set(hessians)):
-        raise ArtifactError(f"nothing to quantize with: no weights or Hessian of {', '.join(missing)}")
-    matrices = {}
-    for name in sorted(sites):
-        bits = settings.embed_bits if name == EMBEDDING else settings.matrix_bits
-        k = settings.embed_k if name == EMBEDDING else settings.matrix_k
-        weight, hessian = state[name].detach(), hessians[sites[name]].to(state[name].device)
-        scales = row_scales(weight, bits=bits, k=k, name=name)
-        codes = quantize(weight, hessian, scales, bits=bits, damping=settings.damping, block=settings.block, name=name)
-        matrices[name] = QuantizedMatrix(codes, scales, bits)
-    vectors = {name: state[name].detach().half() for name in sorted(set(state) - set(sites))}
-    for name, vector in vectors.items():
-        _refuse_non_finite(vector, f"fp16 values of {name}")
-    return QuantizedModel(matrices, vectors)
-
-
-def dequantize_model(quantized: QuantizedModel) -> dict[str, Tensor]:
-    """The state dict, all fp32, that a `QuantizedModel` stands for."""
-    matrices = {name: dequantize(matrix.codes, matrix.scales) for name, matrix in quantized.matrices.items()}
-    return matrices | {name: vector.float() for name, vector in quantized.vectors.items()}
-
-
-def _refuse_non_finite(values: Tensor, what: str) -> None:
-    count = int((~values.isfinite()).sum())
-    if count:
-        raise ArtifactError(f"{what}: {count} of {values.numel()} are NaN or infinite; did training diverge?")

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from trainer import artifact, calibration, checkpoint, contamination, gptq, source
+from trainer import artifact, calibration, checkpoint, contamination, source
 from trainer import recipe as recipes
 from trainer.data import DataSet
 from trainer.distributed import world
@@ -31,6 +31,8 @@ from trainer.identity import announced
 from trainer.layout import Layout
 from trainer.model import GPT
 from trainer.preparation import Material, Prepared, prepare
+from trainer.quantized import QuantizedModel, dequantize_model
+from trainer.quantizer import quantize_model
 from trainer.runlog import RunLog, stage_folders
 from trainer.scoring import Score, Targets
 from trainer.settings import Recipe
@@ -82,7 +84,7 @@ def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
             trained, sites = read_trained(layout.stage("train", seed))
         prepared = prepare(layout, recipe, seed, trained, log, data_digest=training["data_digest"])
         with log.phase("quantize"):
-            model = gptq.quantize_model(prepared.submitted.weights, prepared.submitted.hessians, sites, recipe.gptq)
+            model = quantize_model(prepared.submitted.weights, prepared.submitted.hessians, sites, recipe.gptq)
             beside = write_beside(folder, prepared, sites, recipe)
         lineage = {name: training[name] for name in ("recipe_digest", "data_digest")}
         about = {"seed": seed, "train": lineage, "quantize": recipes.digest(recipe, stage="quantize")}
@@ -140,15 +142,13 @@ def write_beside(folder: Path, prepared: Prepared, sites: dict[str, str], recipe
     if prepared.reference is None:
         return {}
     weights, hessians = prepared.reference.weights, prepared.reference.hessians
-    quantized = gptq.dequantize_model(gptq.quantize_model(weights, hessians, sites, recipe.gptq))
+    quantized = dequantize_model(quantize_model(weights, hessians, sites, recipe.gptq))
     path = folder / "reference.safetensors"
     checkpoint.save(path, quantized, {})
     return {"reference_sha256": sha256_file(path)}
 
 
-def seal(
-    path: Path, model: gptq.QuantizedModel, metadata: dict[str, Any], recipe: Recipe, log: RunLog
-) -> tuple[str, int]:
+def seal(path: Path, model: QuantizedModel, metadata: dict[str, Any], recipe: Recipe, log: RunLog) -> tuple[str, int]:
     """Write the artifact, read it back, announce it: its digest and its bytes."""
     with log.phase("compress"):
         artifact.write(path, model, metadata=metadata, quality=recipe.artifact.quality, threads=recipe.dist.threads)
@@ -159,9 +159,9 @@ def seal(
     return digest, size
 
 
-def check_same(written: gptq.QuantizedModel, read: gptq.QuantizedModel) -> None:
+def check_same(written: QuantizedModel, read: QuantizedModel) -> None:
     """What was read back from disk must be what was written, tensor by tensor."""
-    before, after = gptq.dequantize_model(written), gptq.dequantize_model(read)
+    before, after = dequantize_model(written), dequantize_model(read)
     equal = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
     differing = sorted((before.keys() | after.keys()) - equal)
     if differing:
@@ -209,7 +209,7 @@ def submitted(path: Path, recipe: Recipe) -> tuple[GPT, dict[str, Any], str]:
     """The model in an artifact, its metadata and digest. Raises ArtifactError if it does not fit the recipe."""
     model, metadata = artifact.read(path)
     gpt = GPT(recipe, seed=0)
-    checkpoint.put(gpt, gptq.dequantize_model(model), where=path, why="artifact loaded")
+    checkpoint.put(gpt, dequantize_model(model), where=path, why="artifact loaded")
     return gpt, metadata, sha256_file(path)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trainer import artifact
 from trainer.errors import ArtifactError
-from trainer.gptq import QuantizedMatrix, QuantizedModel, q_max
+from trainer.quantized import QuantizedMatrix, QuantizedModel, q_max
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 JSON = st.recursive(

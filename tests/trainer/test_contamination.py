@@ -15,10 +15,11 @@ import torch
 
 from tests.listener import Events, heard, listening, opened
 from tests.toy import toy_recipe
-from trainer import artifact, checkpoint, contamination, gptq, stages
+from trainer import artifact, checkpoint, contamination, stages
 from trainer.errors import ArtifactError, DataError
 from trainer.files import read_json, sha256_file
 from trainer.layout import Layout
+from trainer.quantized import dequantize_model
 from trainer.scoring import Score
 from trainer.shards import read_shard, write_shard
 
@@ -41,7 +42,7 @@ class Made:
         return found
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        return gptq.dequantize_model(artifact.read(self.layout.stage("quantize", SEED) / "model.golf")[0])
+        return dequantize_model(artifact.read(self.layout.stage("quantize", SEED) / "model.golf")[0])
 
     def log(self, stage: str) -> str:
         return (self.layout.clock(stage, SEED) / "log.txt").read_text()

@@ -10,7 +10,10 @@ from hypothesis import example, given
 from torch import Tensor
 
 from trainer import gptq
+from trainer.clipping import round_codes, row_scales
 from trainer.errors import ArtifactError
+from trainer.quantized import dequantize, dequantize_model, q_max
+from trainer.quantizer import quantize_model
 from trainer.settings import Gptq
 
 BITS = st.integers(2, 8)
@@ -46,12 +49,12 @@ def problem(rows: int, columns: int, *, seed: int, bits: int = 6, k: float = 12.
     """Weights, Hessian and scales."""
     X = inputs(columns, seed=seed)
     weight = 0.02 * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed + 1))
-    return weight, X.T @ X, gptq.row_scales(weight, bits=bits, k=k)
+    return weight, X.T @ X, row_scales(weight, bits=bits, k=k)
 
 
 def error(weight: Tensor, codes: Tensor, scales: Tensor, hessian: Tensor) -> float:
     """tr((W-Ŵ) H (W-Ŵ)ᵀ) in float64: the squared error of the layer's output on the calibration inputs."""
-    lost = weight.double() - gptq.dequantize(codes, scales).double()
+    lost = weight.double() - dequantize(codes, scales).double()
     return float(((lost @ hessian.double()) * lost).sum())
 
 
@@ -99,10 +102,10 @@ def surgeon(weight: Tensor, hessian: Tensor, scales: Tensor, *, bits: int) -> Te
 @given(weights(), BITS, st.floats(0.5, 40))
 def test_rounding_is_at_most_half_a_step_off_inside_the_clip(weight: Tensor, bits: int, k: float) -> None:
     """Every weight within scale · q_max decodes to within half a scale of itself, the others to the clip."""
-    scales = gptq.row_scales(weight, bits=bits, k=k)
-    decoded = gptq.dequantize(gptq.round_codes(weight, scales, bits=bits), scales).double()
+    scales = row_scales(weight, bits=bits, k=k)
+    decoded = dequantize(round_codes(weight, scales, bits=bits), scales).double()
     step, exact = scales.double()[:, None], weight.double()
-    clip = step * gptq.q_max(bits)
+    clip = step * q_max(bits)
     inside = exact.abs() <= clip
     # fp32's division may put a weight that lies half-way on the other side.
     assert bool(((decoded - exact).abs() <= step * (0.5 + 1e-5))[inside].all())
@@ -112,10 +115,10 @@ def test_rounding_is_at_most_half_a_step_off_inside_the_clip(weight: Tensor, bit
 @given(weights(), BITS, st.floats(0.5, 40))
 def test_rounding_a_decoded_matrix_gives_its_codes_again(weight: Tensor, bits: int, k: float) -> None:
     """round_codes is the inverse of dequantize on everything that dequantize can give."""
-    scales = gptq.row_scales(weight, bits=bits, k=k)
-    codes = gptq.round_codes(weight, scales, bits=bits)
+    scales = row_scales(weight, bits=bits, k=k)
+    codes = round_codes(weight, scales, bits=bits)
     assert codes.dtype == torch.int8
-    assert torch.equal(gptq.round_codes(gptq.dequantize(codes, scales), scales, bits=bits), codes)
+    assert torch.equal(round_codes(dequantize(codes, scales), scales, bits=bits), codes)
 
 
 @given(weights(), BITS, st.floats(0.5, 40))
@@ -123,11 +126,11 @@ def test_rounding_a_decoded_matrix_gives_its_codes_again(weight: Tensor, bits: i
 @example(torch.full((1, 1), 1e-40), 2, 1.0)
 def test_every_row_decodes_to_finite_weights(weight: Tensor, bits: int, k: float) -> None:
     """Scales are positive and finite in fp16 whatever the row, and a row of zeros decodes to zeros."""
-    scales = gptq.row_scales(weight, bits=bits, k=k)
+    scales = row_scales(weight, bits=bits, k=k)
     assert scales.dtype == torch.float16
     assert bool((scales > 0).all())
     assert bool(scales.isfinite().all())
-    decoded = gptq.dequantize(gptq.round_codes(weight, scales, bits=bits), scales)
+    decoded = dequantize(round_codes(weight, scales, bits=bits), scales)
     assert bool(decoded.isfinite().all())
     assert bool((decoded[(weight == 0).all(dim=1)] == 0).all())
 
@@ -136,7 +139,7 @@ def test_scales_are_the_formula() -> None:
     """s_i = fp16(k·std(w_i)/q_max), with the standard deviation of the row."""
     weight = torch.randn(5, 512, generator=torch.Generator().manual_seed(0))
     expected = np.float16(12.85 * weight.double().numpy().std(axis=1) / 31)
-    assert gptq.row_scales(weight, bits=6, k=12.85).numpy().tolist() == expected.tolist()
+    assert row_scales(weight, bits=6, k=12.85).numpy().tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -146,7 +149,7 @@ def test_non_finite_numbers_are_refused_by_name(bad: float) -> None:
     spoiled = weight.clone()
     spoiled[1, 2] = bad
     with pytest.raises(ArtifactError, match=r"weights of blocks\.0\.up: 1 of 12 are NaN or infinite"):
-        gptq.row_scales(spoiled, bits=6, k=10.0, name="blocks.0.up")
+        row_scales(spoiled, bits=6, k=10.0, name="blocks.0.up")
     with pytest.raises(ArtifactError, match=r"weights of up: 1 of 12"):
         gptq.quantize(spoiled, hessian, scales, bits=6, damping=0.01, block=2, name="up")
     hessian[0, 1] = bad
@@ -173,7 +176,7 @@ def test_codes_are_the_oracles(rows: int, columns: int, bits: int, block: int, d
     unseen = torch.randperm(columns, generator=torch.Generator().manual_seed(9))[:dead]
     hessian[unseen] = 0
     hessian[:, unseen] = 0
-    scales = gptq.row_scales(weight, bits=bits, k=6.0)
+    scales = row_scales(weight, bits=bits, k=6.0)
     codes = gptq.quantize(weight, hessian, scales, bits=bits, damping=0.01, block=block)
     expected = oracle(weight, hessian, scales, bits=bits, damping=0.01)
     assert codes.dtype == torch.int8
@@ -195,7 +198,7 @@ def test_the_error_on_calibration_inputs_is_below_plain_rounding(bits: int, k: f
     for seed in range(20):
         weight, hessian, scales = problem(32, 64, seed=100 + seed, bits=bits, k=k)
         found = gptq.quantize(weight, hessian, scales, bits=bits, damping=0.01, block=32)
-        rounded = gptq.round_codes(weight, scales, bits=bits)
+        rounded = round_codes(weight, scales, bits=bits)
         shares.append(error(weight, found, scales, hessian) / error(weight, rounded, scales, hessian))
     assert sum(shares) / len(shares) < 0.6
     assert sum(share > 1 for share in shares) == 0
@@ -207,9 +210,9 @@ def test_uncorrelated_inputs_leave_plain_rounding(seed: int, bits: int, block: i
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 20, generator=generator)
     hessian = torch.diag(torch.rand(20, generator=generator) + 0.1)
-    scales = gptq.row_scales(weight, bits=bits, k=4.0)
+    scales = row_scales(weight, bits=bits, k=4.0)
     codes = gptq.quantize(weight, hessian, scales, bits=bits, damping=0.01, block=block)
-    assert torch.equal(codes, gptq.round_codes(weight, scales, bits=bits))
+    assert torch.equal(codes, round_codes(weight, scales, bits=bits))
 
 
 @given(st.integers(0, 2**32 - 1), BITS)
@@ -217,7 +220,7 @@ def test_codes_stay_within_their_bits(seed: int, bits: int) -> None:
     """However large the error that is pushed on, no code leaves ±q_max."""
     weight, hessian, scales = problem(4, 24, seed=seed % 2**31, bits=bits, k=1.0)
     codes = gptq.quantize(weight, hessian, scales, bits=bits, damping=0.01, block=8)
-    assert int(codes.int().abs().max()) <= gptq.q_max(bits)
+    assert int(codes.int().abs().max()) <= q_max(bits)
 
 
 def test_the_order_of_the_columns_does_not_matter() -> None:
@@ -227,7 +230,7 @@ def test_the_order_of_the_columns_does_not_matter() -> None:
     codes = gptq.quantize(weight, hessian, scales, bits=6, damping=0.01, block=16)
     shuffled = gptq.quantize(weight[:, shuffle], hessian[shuffle][:, shuffle], scales, bits=6, damping=0.01, block=16)
     assert float((shuffled == codes[:, shuffle]).float().mean()) >= 0.99
-    rounded = gptq.round_codes(weight, scales, bits=6)
+    rounded = round_codes(weight, scales, bits=6)
     assert float((codes == rounded).float().mean()) < 0.9, "the control: this problem must be one that GPTQ changes"
 
 
@@ -246,11 +249,11 @@ def test_too_few_samples_are_met_with_damping() -> None:
     """A Hessian of lower rank, and one that is a little indefinite, still give codes close to the weights."""
     X = inputs(40, seed=7, samples=10)
     weight = torch.randn(8, 40, generator=torch.Generator().manual_seed(7))
-    scales = gptq.row_scales(weight, bits=8, k=5.0)
+    scales = row_scales(weight, bits=8, k=5.0)
     for hessian in (X.T @ X, X.T @ X - 0.02 * (X.T @ X).diagonal().mean() * torch.eye(40)):
         codes = gptq.quantize(weight, hessian, scales, bits=8, damping=0.0, block=16)
         assert error(weight, codes, scales, X.T @ X) <= error(
-            weight, gptq.round_codes(weight, scales, bits=8), scales, X.T @ X
+            weight, round_codes(weight, scales, bits=8), scales, X.T @ X
         )
 
 
@@ -266,7 +269,7 @@ def test_damping_rises_tenfold_from_what_was_asked() -> None:
     hessian = X.T @ X
     hessian -= 0.05 * hessian.diagonal().mean() * torch.eye(60)
     weight = torch.randn(200, 60, generator=torch.Generator().manual_seed(12))
-    scales = gptq.row_scales(weight, bits=8, k=5.0)
+    scales = row_scales(weight, bits=8, k=5.0)
     found, near, exact = (
         gptq.quantize(weight, hessian, scales, bits=8, damping=damping, block=16) for damping in (0.001, 0.111, 0.1)
     )
@@ -313,12 +316,12 @@ def test_a_model_is_quantized_matrix_by_matrix() -> None:
     """Each matrix gets its bits, clip and site's Hessian, the embedding its own; everything else is fp16."""
     state, hessians = model()
     settings = Gptq(matrix_bits=5, matrix_k=7.0, embed_bits=7, embed_k=9.0, damping=0.02, block=4)
-    quantized = gptq.quantize_model(state, hessians, SITES, settings)
+    quantized = quantize_model(state, hessians, SITES, settings)
     assert set(quantized.matrices) == set(SITES)
     assert set(quantized.vectors) == {"gain", "scale"}
     for name, matrix in quantized.matrices.items():
         bits, k = (7, 9.0) if name == "embedding" else (5, 7.0)
-        scales = gptq.row_scales(state[name], bits=bits, k=k)
+        scales = row_scales(state[name], bits=bits, k=k)
         codes = gptq.quantize(state[name], hessians[SITES[name]], scales, bits=bits, damping=0.02, block=4)
         assert matrix.bits == bits
         assert torch.equal(matrix.scales, scales)
@@ -329,7 +332,7 @@ def test_a_model_is_quantized_matrix_by_matrix() -> None:
 def test_a_model_decodes_to_the_state_it_was_made_from() -> None:
     """dequantize_model gives every name and shape back in fp32, off by the quantization alone."""
     state, hessians = model()
-    decoded = gptq.dequantize_model(gptq.quantize_model(state, hessians, SITES, Gptq(matrix_bits=8, matrix_k=5.0)))
+    decoded = dequantize_model(quantize_model(state, hessians, SITES, Gptq(matrix_bits=8, matrix_k=5.0)))
     assert {name: tensor.shape for name, tensor in decoded.items()} == {n: t.shape for n, t in state.items()}
     for name, tensor in decoded.items():
         assert tensor.dtype == torch.float32
@@ -339,8 +342,8 @@ def test_a_model_decodes_to_the_state_it_was_made_from() -> None:
 def test_nothing_depends_on_the_order_of_the_names() -> None:
     """A state dict in another order gives the same codes."""
     state, hessians = model()
-    first = gptq.quantize_model(state, hessians, SITES, Gptq())
-    again = gptq.quantize_model(dict(reversed(state.items())), hessians, dict(reversed(SITES.items())), Gptq())
+    first = quantize_model(state, hessians, SITES, Gptq())
+    again = quantize_model(dict(reversed(state.items())), hessians, dict(reversed(SITES.items())), Gptq())
     assert list(first.matrices) == list(again.matrices)
     assert all(torch.equal(first.matrices[n].codes, again.matrices[n].codes) for n in SITES)
 
@@ -349,8 +352,8 @@ def test_what_is_missing_is_named() -> None:
     """No matrices, a matrix or Hessian that is absent, and a vector too large for fp16 are errors."""
     state, hessians = model()
     with pytest.raises(ArtifactError, match="the model names no matrices"):
-        gptq.quantize_model(state, hessians, {}, Gptq())
+        quantize_model(state, hessians, {}, Gptq())
     with pytest.raises(ArtifactError, match="no weights or Hessian of down, missing"):
-        gptq.quantize_model(state, hessians, SITES | {"down": "missing"}, Gptq())
+        quantize_model(state, hessians, SITES | {"down": "missing"}, Gptq())
     with pytest.raises(ArtifactError, match="fp16 values of gain: 1 of 4"):
-        gptq.quantize_model(state | {"gain": torch.tensor([1.0, 2.0, 1e5, 3.0])}, hessians, SITES, Gptq())
+        quantize_model(state | {"gain": torch.tensor([1.0, 2.0, 1e5, 3.0])}, hessians, SITES, Gptq())

@@ -12,10 +12,11 @@ import torch
 
 from tests.listener import heard, listening, opened
 from tests.toy import toy_recipe
-from trainer import artifact, checkpoint, gptq, stages
+from trainer import artifact, checkpoint, stages
 from trainer.errors import ArtifactError, DataError, ResourceError
 from trainer.files import read_json, sha256_file
 from trainer.layout import Layout
+from trainer.quantized import QuantizedModel
 
 SEED = 1
 
@@ -149,14 +150,14 @@ def test_what_is_read_back_must_be_what_was_written(layout: Layout) -> None:
     """A missing, an extra and a changed tensor are each named."""
     written, _ = artifact.read(layout.stage("quantize", SEED) / "model.golf")
     stages.check_same(written, written)
-    missing = gptq.QuantizedModel(written.matrices, {k: v for k, v in written.vectors.items() if k != "skip_gates"})
+    missing = QuantizedModel(written.matrices, {k: v for k, v in written.vectors.items() if k != "skip_gates"})
     for one, other in ((written, missing), (missing, written)):
         with pytest.raises(ArtifactError, match="reads back differently in skip_gates"):
             stages.check_same(one, other)
     changed = {name: vector.clone() for name, vector in written.vectors.items()}
     changed["skip_weights"][0, 0] += 1
     with pytest.raises(ArtifactError, match="reads back differently in skip_weights"):
-        stages.check_same(written, gptq.QuantizedModel(written.matrices, changed))
+        stages.check_same(written, QuantizedModel(written.matrices, changed))
 
 
 def test_the_digest_of_an_evaluation_covers_the_stages_before(whole: Layout) -> None:
