@@ -61,10 +61,11 @@ def random_data(vocab_size: int) -> DataSet:
     def shard(name: str, count: int) -> Shard:
         return Shard(name, random.integers(0, vocab_size, count).astype(np.uint16))
 
+    facts = {"bigram_val_bpb": 0.0, "tokenizer": {"sha256": "sha256:none"}, "splits": {"train": {"shards": []}}}
     flags = np.zeros(vocab_size, dtype=bool)
     table = ByteTable(np.ones(vocab_size, dtype=np.int16), flags, flags)
     train = tuple(shard(f"train_{i:06d}.bin", 40 * LENGTH) for i in range(8))
-    return DataSet(train, (shard("val_000000.bin", 4 * LENGTH + 1),), table, {"bigram_val_bpb": 0.0}, "sha256:none")
+    return DataSet(train, (shard("val_000000.bin", 4 * LENGTH + 1),), table, facts, "sha256:none")
 
 
 def run(folder: Path, *, steps: int, quality: int, threads: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -261,6 +262,15 @@ class DataSet:
     byte_table: ByteTable
     facts: dict[str, Any]
     digest: str
+
+    @property
+    def training_digest(self) -> str:
+        """`sha256:…` of what weights can come from: the tokenizer's digest; names, counts and digests of train shards.
+
+        It stays the same with other validation text, so it may stand in an artifact.
+        """
+        seen = [self.facts["tokenizer"]["sha256"], self.facts["splits"]["train"]["shards"]]
+        return "sha256:" + hashlib.sha256(json.dumps(seen, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @classmethod
     def open(

@@ -74,7 +74,7 @@ def train(layout: Layout, recipe: Recipe, seed: int) -> None:
 def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
     """The submission's model file, from weights and Hessians; a clean recipe opens no token shard."""
     torch.set_num_threads(recipe.dist.threads)
-    training = layout.metrics("train", seed, ("recipe_digest", "data_digest", "parameters"))
+    training = layout.metrics("train", seed, ("recipe_digest", "data_digest", "training_digest", "parameters"))
     with (
         announced(layout, recipe, stage="quantize", seed=seed),
         stage_folders(layout, "quantize", seed, layout.stage("quantize", seed)) as (folder, log),
@@ -86,7 +86,7 @@ def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
         with log.phase("quantize"):
             model = quantize_model(prepared.submitted.weights, prepared.submitted.hessians, sites, recipe.gptq)
             beside = write_beside(folder, prepared, sites, recipe)
-        lineage = {name: training[name] for name in ("recipe_digest", "data_digest")}
+        lineage = {name: training[name] for name in ("recipe_digest", "training_digest")}
         about = {"seed": seed, "train": lineage, "quantize": recipes.digest(recipe, stage="quantize")}
         reasons = contamination.of_artifact(recipe)
         digest, size = seal(folder / "model.golf", model, about | {"contaminated": reasons}, recipe, log)
@@ -226,11 +226,14 @@ def check_lineage(layout: Layout, seed: int, metadata: dict[str, Any], digest: s
             f"the artifact is marked contaminated by {metadata.get('contaminated')}, quantize wrote "
             f"{quantized['contaminated']}; run `dvc repro quantize@{seed}`"
         )
-    if dataset.digest != metadata["train"]["data_digest"]:
-        raise DataError(
-            f"data.json is {dataset.digest}, the artifact was trained with {metadata['train']['data_digest']}; "
-            f"run `dvc repro train@{seed}`"
-        )
+    trained = layout.metrics("train", seed, ("data_digest",))["data_digest"]
+    found = {"training data": dataset.training_digest, "data.json": dataset.digest}
+    wanted = {"training data": metadata["train"]["training_digest"], "data.json": trained}
+    for what, digest in found.items():
+        if digest != wanted[what]:
+            raise DataError(
+                f"{what}: got {digest}, the artifact was trained with {wanted[what]}; run `dvc repro train@{seed}`"
+            )
 
 
 def check_reference(layout: Layout, recipe: Recipe, seed: int, metadata: dict[str, Any]) -> Path | None:

@@ -333,6 +333,7 @@ class Training:
             "seed": self.seed,
             **dataclasses.asdict(self.identity),
             "identity_at_end": dataclasses.asdict(end),
+            "training_digest": self.data.training_digest,
             "parameters": sum(parameter.numel() for parameter in self.gpt.parameters()),
             "steps": steps,
             "loop_step": self.schedule.record.loop_step,

@@ -305,11 +305,14 @@ def with_other_validation(trained: Layout, root: Path) -> Layout:
 def test_the_artifact_depends_on_validation_where_it_is_marked(
     made: Callable[..., Made], trained: Layout, tmp_path: Path, overrides: dict[str, str]
 ) -> None:
-    """Other validation tokens, everything else equal: other weights exactly where the artifact is contaminated."""
+    """Other validation tokens, everything else equal: another artifact, to the byte, just where it is contaminated."""
     layout = with_other_validation(trained, tmp_path)
     stages.quantize(layout, toy_recipe(**overrides), SEED)
     twin = Made(layout, {}, {})
-    assert same(twin.tensors(), made(**overrides).tensors()) == (not twin.metrics("quantize")["contaminated"])
+    clean = not twin.metrics("quantize")["contaminated"]
+    assert same(twin.tensors(), made(**overrides).tensors()) == clean
+    artifacts = [run.stage("quantize", SEED) / "model.golf" for run in (layout, made(**overrides).layout)]
+    assert (sha256_file(artifacts[0]) == sha256_file(artifacts[1])) == clean
 
 
 def test_a_fit_to_other_data_than_the_trainings_is_refused(trained: Layout, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,20 @@ def test_opening_gives_what_was_built(built: Path) -> None:
     assert opened.digest == sha256_file(built / "data.json")
     assert sum(opened.byte_table.total(shard.tokens) for shard in opened.val) == opened.facts["splits"]["val"]["bytes"]
     assert 0 < opened.facts["bigram_val_bpb"] < 8
+
+
+@pytest.mark.parametrize(
+    ("where", "moves"),
+    [("val", False), ("train", True), ("tokenizer", True)],
+)
+def test_the_digest_of_training_is_blind_to_validation(built: Path, where: str, moves: bool) -> None:
+    """What an artifact says about its data changes with training shards and tokenizer, not with validation text."""
+    opened = DataSet.open(built, recipe())
+    facts = json.loads(json.dumps(opened.facts))
+    entry = facts["tokenizer"] if where == "tokenizer" else facts["splits"][where]["shards"][-1]
+    entry["sha256"] = "sha256:other"
+    twin = dataclasses.replace(opened, facts=facts, digest="sha256:other")
+    assert (twin.training_digest != opened.training_digest) == moves
 
 
 def test_only_the_splits_asked_for_are_opened(copy: Path) -> None:
