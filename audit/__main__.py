@@ -102,13 +102,17 @@ def hash_(
         click.echo(line)
 
 
-@audit.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@audit.command(context_settings={"allow_interspersed_args": False})
 @click.option("-o", "--out", type=FOLDER, default=Path("ledger"), show_default=True, help="Where the ledger goes.")
 @click.option("--after", type=FOLDER, metavar="DIR", help="The sealed ledger of the stage before, to start from.")
 @click.option("-m", "--module", is_flag=True, help="TARGET is a module, as in `python -m`.")
 @click.argument("target", nargs=-1, type=click.UNPROCESSED, required=True, metavar="TARGET [ARGUMENTS]...")
-def run(out: Path, after: Path | None, module: bool, target: tuple[str, ...]) -> int:
+@cli.chatter_options
+@click.pass_obj
+def run(chatter: cli.Chatter, out: Path, after: Path | None, module: bool, target: tuple[str, ...]) -> int:
     """Run a Python program and record its ledger. Answers with the program's own exit code.
+
+    Options of `run` stand before TARGET, all that follows it is the program's.
 
     The program computes what it would compute without it. Every process of torchrun writes its own part.
 
@@ -119,7 +123,7 @@ def run(out: Path, after: Path | None, module: bool, target: tuple[str, ...]) ->
     """
     from audit import running
 
-    return running.run(out=out, target=list(target), module=module, after=after)
+    return running.run(out=out, target=list(target), module=module, after=after, say=chatter.say)
 
 
 @audit.command()
@@ -287,7 +291,8 @@ def show(runs: Path, as_json: bool) -> None:
         head = {"report": str(path) if path.exists() else None, "verdict": verdict}
         click.echo(to_json(head | found.as_dict()), nl=False)
         return
-    click.echo(f"report: {path if path.exists() else 'not written yet; run `golf-audit report`'}\n")
+    missing = f"not written yet; run `golf-audit report --runs {runs}`"
+    click.echo(f"report: {path if path.exists() else missing}\n")
     click.echo(seed_table(found))
     for note in found.notes:
         click.echo(f"note: {note}")

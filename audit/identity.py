@@ -66,24 +66,24 @@ def write(path: Path, taken: Manifest, shared: dict[str, Any] | None) -> None:
 
 
 def read(folder: Path, data: Sequence[Path], ruleset: Ruleset, *, facts: Path) -> Identity:
-    """The data of a run by what `write` left in `folder` and by the files of `data` as they are now.
+    """The data of a run by what `write` left in `folder` (or a manifest there) and by the files of `data` as they are.
 
     `facts` is what the run calls its data (data.json); its digest is theirs. Raises ManifestError, RunError or
     SplitError for files that can't be read; data that differ from their manifest are a fact for the rules.
     """
-    remedy = "run `dvc repro identity`"
-    path = folder / "manifest.json"
+    path = folder if folder.is_file() else folder / "manifest.json"
+    remedy = f"run `golf-audit hash --overlap -o {path} {' '.join(map(str, data))}`"
     expected = manifest.parse(read_json(path, remedy=remedy), where=str(path))
     found = manifest.take(open_data(data), hashing=expected.hashing)
     known = recognise(found, ruleset.published_splits)
     return Identity(
-        digest=sha256_file(facts, remedy="run `dvc repro data`"),
+        digest=sha256_file(facts, remedy="give the data folder of the run with --data"),
         root=found.root,
         differences=tuple(manifest.compare(expected, found).lines()),
         published=known.name if known.recognised else "",
         published_differences=known.differences,
         published_overlap=known.overlap_share if known.recognised else None,
-        overlap=_read_overlap(folder / OVERLAP, expected, remedy),
+        overlap=_read_overlap(path.with_name(OVERLAP), expected, remedy),
     )
 
 

@@ -57,10 +57,14 @@ MOST_RECORDS, MOST_LISTED = 1024, 1 << 16
 
 def parts_of(folder: Path) -> list[Path]:
     """The ledger files of a run's folder, in the order of ranks. Raises LedgerError if there are none."""
+    if folder.is_file():
+        raise LedgerError(f"{folder} is a file, expected the folder of all ranks' ledgers; give {folder.parent}")
     found = {path: re.fullmatch(r"rank([0-9]{1,9})\.ledger", path.name) for path in folder.glob("rank*.ledger")}
     ranks = sorted((int(match[1]), path) for path, match in found.items() if match)
     if not ranks:
-        raise LedgerError(f"{folder} holds no rank*.ledger; record a run with `golf-audit run -o {folder} …`")
+        inside = sorted({str(path.parent) for path in folder.glob("*/rank*.ledger")})
+        remedy = f"give those of {', '.join(inside)}" if inside else f"record a run with `golf-audit run -o {folder} …`"
+        raise LedgerError(f"{folder} holds no rank*.ledger; {remedy}")
     return [path for _, path in ranks]
 
 

@@ -179,22 +179,25 @@ def parse(value: Any, *, where: str) -> Manifest:
 
 
 def compare(expected: Manifest, found: Manifest) -> Difference:
-    """How `found` differs from `expected`, file by file and in its totals."""
-    before, after = (
-        {record.name: {"role": role} | dataclasses.asdict(record) for role, record in manifest.entries()}
-        for manifest in (expected, found)
-    )
-    for name in expected.splits:
-        if name in found.splits:
-            before[f"split {name}"], after[f"split {name}"] = (_totals(m.splits[name]) for m in (expected, found))
-    before["manifest"], after["manifest"] = (
-        {"hashing": dataclasses.asdict(m.hashing), "root": m.root} for m in (expected, found)
-    )
-    return _difference(before, after)
+    """How `found` differs from `expected`: by its files, else by the totals of its splits, else by its root.
+
+    What follows from something that is told already is not told again.
+    """
+    told = _difference(_files(expected), _files(found))
+    if not told.lines():
+        told = _difference(_totals(expected), _totals(found))
+    keys = ("hashing",) if told.lines() else ("hashing", "root")
+    last = ({"manifest": {key: manifest.as_dict()[key] for key in keys}} for manifest in (expected, found))
+    return dataclasses.replace(told, changed=(*told.changed, *_difference(*last).changed))
 
 
-def _totals(split: SplitRecord) -> dict[str, Any]:
-    return {"tokens": split.tokens, "documents": split.documents, "bytes": split.bytes, "root": split.root}
+def _files(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    return {record.name: {"role": role} | dataclasses.asdict(record) for role, record in manifest.entries()}
+
+
+def _totals(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    keys = ("tokens", "documents", "bytes", "root")
+    return {f"split {name}": {key: getattr(split, key) for key in keys} for name, split in manifest.splits.items()}
 
 
 def _difference(before: Mapping[str, dict[str, Any]], after: Mapping[str, dict[str, Any]]) -> Difference:
@@ -222,21 +225,28 @@ def check(expected: Manifest, folders: Sequence[Path], *, tokenizer: Path | None
         found = take(open_data(folders, tokenizer=tokenizer), hashing=expected.hashing)
         different = compare(expected, found).lines()
     except SplitError as fault:
-        different = [*_raw(expected, folders, tokenizer).lines(), str(fault).rpartition(";")[0]]
+        different = _raw(expected, folders, tokenizer, str(fault).rpartition(";")[0])
     if different:
         raise ManifestError(f"{where} is not what the manifest says: {'; '.join(different)}; fetch or build it again")
     return found
 
 
-def _raw(expected: Manifest, folders: Sequence[Path], tokenizer: Path | None) -> Difference:
-    """How the files, whatever they hold, differ from a manifest in name, size and digest."""
+def _raw(expected: Manifest, folders: Sequence[Path], tokenizer: Path | None, fault: str) -> list[str]:
+    """How the files, whatever they hold, differ from a manifest in name, size and digest; one of them has a fault."""
     paths = [*data_files(folders), *([tokenizer] if tokenizer else [])]
     after = {path.name: dataclasses.asdict(_file(path, None)) for path in paths}
     before = {
         record.name: {"name": record.name, "size": record.size, "sha256": record.sha256}
         for _, record in expected.entries()
     }
-    return _difference(before, after)
+    lines = _difference(before, after).lines()
+    for path in paths:
+        what = fault.removeprefix(f"{path}: ")
+        for i, line in enumerate(lines):
+            if what != fault and line.partition(": ")[2].partition(" (")[0] == path.name:
+                lines[i] = f"{line.removesuffix(')')}; {what})" if line.endswith(")") else f"{line} ({what})"
+                return lines
+    return [*lines, fault]
 
 
 def table(manifest: Manifest) -> list[str]:

@@ -30,11 +30,11 @@ def read_verdict(path: Path) -> Judgement:
     """
     places = [path / place for place in ("report.json", "verdict.json", "report/report.json")]
     found = next((place for place in places if place.is_file()), None) if path.is_dir() else path
+    folder = path.parent if path.suffix == ".json" else path
+    remedy = f"run `dvc repro report`, or `golf-audit verify LEDGER -o {folder}` and give that folder"
     if found is None:
-        raise RunError(
-            f"{path} holds no report.json and no verdict.json; run `dvc repro report` or `golf-audit verify`"
-        )
-    return _read(found, "run `dvc repro report` or `golf-audit verify`")
+        raise RunError(f"{path} holds no report.json and no verdict.json; {remedy}")
+    return _read(found, remedy)
 
 
 def read_judgement(runs: Path, seed: int) -> Judgement:
@@ -52,7 +52,7 @@ def _read(path: Path, remedy: str) -> Judgement:
     tree = read_json(path, remedy=remedy)
     if problem := _unwritable(tree):
         raise RunError(f"{path} {problem}, expected a judgement; {remedy}")
-    return parse(tree, where=str(path))
+    return parse(tree, where=str(path), remedy=remedy)
 
 
 def _unwritable(tree: Any) -> str:

@@ -19,7 +19,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -32,10 +32,22 @@ from audit.recorder import hook
 ATTACH = Path(__file__).parent / "attach"
 
 
-def run(*, out: Path, target: Sequence[str], module: bool, after: Path | None = None) -> int:
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def run(
+    *,
+    out: Path,
+    target: Sequence[str],
+    module: bool,
+    after: Path | None = None,
+    say: Callable[[str], None] = _to_stderr,
+) -> int:
     """Run `target`, a module or a script with its arguments, and record it into `out`. Returns its exit code.
 
-    `after` is the folder of the stage before. Raises LedgerError, OutputError or RunError before the program starts.
+    `after` is the folder of the stage before, `say` is told what a person wants to know. Raises LedgerError,
+    OutputError or RunError before the program starts.
     The process belongs to the program from then on: arguments, path and environment stay as they were set for it.
     """
     if not target:
@@ -58,9 +70,7 @@ def run(*, out: Path, target: Sequence[str], module: bool, after: Path | None = 
         raise
     here.returned = outcome(program)  # 6
     if not any(out.glob("rank*.ledger")):
-        print(
-            f"nothing was recorded into {out}: the program announced nothing and stepped no optimizer", file=sys.stderr
-        )
+        say(f"nothing was recorded into {out}: the program announced nothing and stepped no optimizer")
     return here.returned
 
 

@@ -116,7 +116,7 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     return next((verdict for verdict in order if verdict in found), Verdict.UNPROVEN)
 
 
-def parse(tree: Any, *, where: str) -> Judgement:
+def parse(tree: Any, *, where: str, remedy: str = "verify the run again") -> Judgement:
     """The inverse of `Judgement.as_dict`. Raises RunError for anything else, or a verdict that its rules don't give."""
     try:
         rules, findings = tree["rules"], [(str(row["rule"]), _finding(row)) for row in tree["findings"]]
@@ -132,13 +132,11 @@ def parse(tree: Any, *, where: str) -> Judgement:
         )
         same = tree["schema"] == SCHEMA and tree["verdict"] == str(found.verdict)
     except (KeyError, TypeError, ValueError, IndexError) as cause:
-        raise RunError(
-            f"{where} is no judgement ({type(cause).__name__} {cause}); run `golf-audit verify` again"
-        ) from None
+        raise RunError(f"{where} is no judgement ({type(cause).__name__} {cause}); {remedy}") from None
     if not same:
         raise RunError(
             f"{where}: got schema {tree['schema']}, verdict {tree['verdict']}, expected {SCHEMA} and "
-            f"{found.verdict} from its rules; run `golf-audit verify` again"
+            f"{found.verdict} from its rules; {remedy}"
         )
     return found
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from audit import identity, ledger, rules
+from audit import again, identity, ledger, rules
 from audit.claims import read_artifact, read_claims
 from audit.contents import check_contents
 from audit.errors import RunError
@@ -68,7 +68,11 @@ class Verification:
 def verify_seed(runs: Path, seed: int, options: Options) -> Verification:
     """Verify one seed of the pipeline's folder. Raises AuditError for what can't be read."""
     recipe = read_recipe(runs / "recipe.json")
-    stages = open_stages([runs / "ledger" / f"clock.{stage}.{seed}" for stage in STAGES])
+    folders = {name: runs / "ledger" / f"clock.{name}.{seed}" for name in STAGES}
+    for name, place in folders.items():
+        if not place.is_dir():
+            raise RunError(f"{place} is missing, expected the ledger of that stage; run `dvc repro {name}@{seed}`")
+    stages = open_stages(list(folders.values()))
     for stage, name in zip(stages, STAGES, strict=True):
         if (stage.name, stage.facts.get("seed")) != (name, seed):
             raise RunError(
@@ -109,7 +113,8 @@ def verify_folders(folders: Sequence[Path], options: Options) -> Verification:
         identity=of_run,
     )
     ours = any(stage.name in STAGES for stage in stages)
-    return _judged(evidence, options, profile=FULL if ours else GENERIC, subject={})
+    told = {again.KEY: again.again(evidence.contents, None, None, None)}
+    return _judged(evidence, options, profile=FULL if ours else GENERIC, subject=told)
 
 
 def open_stages(folders: Sequence[Path]) -> tuple[Stage, ...]:
@@ -167,7 +172,7 @@ def _replayed(
     """The evidence with what the trainer's own code gives again, and what to say of it in the subject."""
     from audit import replay
     from audit.requantize import requantize
-    from audit.rescore import rescore
+    from audit.rescore import Rescored, rescore
 
     recipe, stages = replay.read_recipe(tree), evidence.stages
     model = runs / "quantize" / str(seed) / "model.golf"
@@ -176,15 +181,17 @@ def _replayed(
     mismatches = list(made.mismatches)
     told: dict[str, Any] = {"requantized": made.reason or {"numbers": made.numbers, "differing": made.differing}}
     wanted = options.rescore if options.rescore is not None else RESCORED_ON_CPU * (recipe.device == "cpu")
+    scored: Rescored | str = "not done; ask for it with --rescore N"
     if wanted:
         scored = rescore(stages, data, recipe, model, sample=wanted, seed=chance())
         mismatches += scored.mismatches
         counts = {"score_records": scored.checked, "of": scored.eligible, "equal_to_the_bit": scored.equal}
         told["rescored"] = scored.reason or counts
     else:
-        told["rescored"] = "not done; ask for it with --rescore N"
+        told["rescored"] = scored
     contents = evidence.contents
     assert contents is not None
+    told[again.KEY] = again.again(contents, drawn, made, scored)
     contents = dataclasses.replace(contents, mismatches=(*contents.mismatches, *mismatches))
     return dataclasses.replace(evidence, replay=drawn, contents=contents), told
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import operator
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from audit.recorder.tensors import Places, Sum, Value
+from audit.recorder.tensors import Places, Sum, Value, same
 
 Hear = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]
 """Told before an announced model's forward: the model, its arguments, its keyword arguments."""
@@ -65,8 +64,8 @@ class Models:
         self.announced += 1
         model.register_forward_pre_hook(_Ear(functools.partial(self._before, hear)), with_kwargs=True)
         self._watch_wrappers()
-        for parameter in model.parameters():
-            self._places.first(parameter)
+        self._places.announce(model.parameters())
+        self._sum = None
         return facts
 
     def gone(self) -> list[int]:
@@ -86,7 +85,7 @@ class Models:
     def state(self) -> Value:
         """The fingerprint of `parameters`; 0 if there are none."""
         parameters = self.parameters()
-        if self._sum is None or not _same(self._sum.parameters, parameters):
+        if self._sum is None or not same(self._sum.parameters, parameters):
             self._sum = Sum(parameters, self._places)
         return self._sum.value()
 
@@ -113,14 +112,22 @@ class Models:
 
 @dataclass
 class _Known:
-    """An optimizer that stepped: its number and the fingerprint of what it moves."""
+    """An optimizer that stepped: the fingerprint of what it moves, and what was noted of it."""
 
-    index: int
+    parameters: list[Tensor]
+    """All that it moves."""
     sum: Sum
+    facts: Mapping[str, Any]
+    announced: int
+    """How many models were, when it was last looked at."""
 
 
 class Optimizers:
-    """The optimizers that stepped, by the order of their first step."""
+    """The optimizers that stepped, by the order of their first step.
+
+    Of an optimizer that moves parameters of announced models, these alone have its fingerprint: so whatever else it
+    moves, what it added to the model is known. Of any other one, all of its parameters have.
+    """
 
     def __init__(self, places: Places) -> None:
         self._places = places
@@ -128,31 +135,32 @@ class Optimizers:
         self._count = 0
 
     def of(self, optimizer: torch.optim.Optimizer, models: Models) -> tuple[int, Sum, Mapping[str, Any] | None]:
-        """The optimizer's number, its sum, and the facts of a note if it or its parameters are new."""
+        """The optimizer's number, its sum, and the facts of a note if it, its parameters or their places are new."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         known: _Known | None = self._known.get(optimizer)  # type: ignore[no-untyped-call]
-        if known is not None and _same(known.sum.parameters, parameters):
-            return known.index, known.sum, None
-        if known is None:
-            known = _Known(self._count, Sum(parameters, self._places))
-            self._count += 1
-        else:
-            known.sum = Sum(parameters, self._places)
-        self._known[optimizer] = known
+        if known is not None and known.announced == models.announced and same(known.parameters, parameters):
+            return known.facts["index"], known.sum, None
+        index = self._count if known is None else known.facts["index"]
+        found = self._look(index, type(optimizer).__name__, parameters, models)
+        if known is not None and found.facts == known.facts and found.sum.same(known.sum):
+            known.parameters, known.announced = parameters, models.announced
+            return index, known.sum, None
+        self._count += known is None
+        self._known[optimizer] = found
+        return index, found.sum, found.facts
+
+    def _look(self, index: int, name: str, parameters: list[Tensor], models: Models) -> _Known:
         owned = {id(parameter) for parameter in models.parameters()}
+        inside = [parameter for parameter in parameters if id(parameter) in owned]
+        taken = inside or parameters
         facts = {
-            "index": known.index,
-            "class": type(optimizer).__name__,
-            "parameters": sum(p.numel() for p in parameters),
-            "covers_model": bool(parameters) and all(id(p) in owned for p in parameters),
-            "apart": not any(id(p) in owned for p in parameters),
+            "index": index,
+            "class": name,
+            "parameters": sum(parameter.numel() for parameter in taken),
+            "covers_model": bool(inside),
+            "apart": not inside,
         }
-        return known.index, known.sum, facts
-
-
-def _same(some: list[Tensor], others: list[Tensor]) -> bool:
-    """Whether two lists hold the very same tensors; `==` would compare numbers."""
-    return len(some) == len(others) and all(map(operator.is_, some, others))
+        return _Known(parameters, Sum(taken, self._places), facts, models.announced)
 
 
 def _described(named: Iterable[tuple[str, Tensor]]) -> Mapping[str, Any]:

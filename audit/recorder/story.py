@@ -69,13 +69,15 @@ class Story:
         self._last_used: tuple[int, ...] = ()
         self._implied = 0
         self._collectives = 0
+        """The highest count that the program said; what nobody announces was done at it, or later."""
         self._unknown = 0
         self._scoring: list[_Scoring] = []
 
     def write(self, kind: str, *arguments: Any, now: int, **options: Any) -> None:
-        """One record by the writer's method of that name."""
+        """One record by the writer's method of that name. What the program says of its collectives is kept."""
         getattr(self.writer, kind)(*arguments, now=now, **options)
         self._records += 1
+        self._collectives = max(self._collectives, options.get("collectives", 0))
 
     # Draws and forwards
 
@@ -143,7 +145,6 @@ class Story:
     def step(self, step: int, draws: Sequence[int], *, lr: float, looped: bool, collectives: int, now: int) -> None:
         """A step that the program announced."""
         self.write("step", step, draws, lr=lr, looped=looped, collectives=collectives, now=now)
-        self._collectives = collectives
         self._stepped(tuple(draws))
 
     def implied_step(self, *, models: bool, now: int) -> None:

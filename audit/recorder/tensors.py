@@ -14,6 +14,7 @@ Nothing is drawn, no mode is changed and nothing of the program's is written.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ from audit.fingerprint import MASK
 
 CHUNK = 1 << 23
 """Words that a GPU sums in one go: 64 MiB of products, five chunks for 36 million parameters."""
+
+APART = 1 << 40
+"""The first place of parameters that no model was announced with."""
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
 """Bytes of an element → the integers that it is read as."""
@@ -120,18 +124,31 @@ def weighted(flat: Tensor) -> Tensor:
 
 
 class Places:
-    """The row of words in which every parameter has its place, given at first sight and kept."""
+    """The row of words in which every parameter has its place.
+
+    Those of announced models stand first, model by model in the order of their parameters, so a model's fingerprint is
+    that of its checkpoint whatever moved it before. All others stand far behind, by the order in which they were seen.
+    """
 
     def __init__(self) -> None:
         self._first = WeakIdKeyDictionary()
-        self._end = 0
+        self._ends = {True: 0, False: APART}
+
+    def announce(self, parameters: Iterable[Tensor]) -> None:
+        """Give the parameters of a model their places; one that had another loses it."""
+        for parameter in parameters:
+            if self._first.get(parameter, APART) >= APART:  # type: ignore[no-untyped-call]
+                self._put(parameter, announced=True)
 
     def first(self, parameter: Tensor) -> int:
         """The place of the parameter's first word."""
         if parameter not in self._first:
-            self._first[parameter] = self._end
-            self._end += parameter.numel() * max(parameter.element_size() // 4, 1)
+            self._put(parameter, announced=False)
         return int(self._first[parameter])
+
+    def _put(self, parameter: Tensor, *, announced: bool) -> None:
+        self._first[parameter] = self._ends[announced]
+        self._ends[announced] += parameter.numel() * max(parameter.element_size() // 4, 1)
 
 
 @dataclass(frozen=True)
@@ -151,6 +168,11 @@ class Chunk:
         return (joined * self.factors).sum()
 
 
+def same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether two lists hold the very same tensors; `==` would compare numbers."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
 class Sum:
     """The fingerprint of fixed parameters. It keeps weights, and views of the parameters as long as these stay put."""
 
@@ -164,6 +186,10 @@ class Sum:
         self._chunks: list[Chunk] = []
         self._host: list[tuple[np.ndarray, np.ndarray]] = []
         self._views: list[list[Tensor]] = []
+
+    def same(self, other: Sum) -> bool:
+        """Whether this is over the very same tensors at the same places."""
+        return self._firsts == other._firsts and same(self.parameters, other.parameters)
 
     def value(self) -> Value:
         """The fingerprint of what the parameters hold at this point of the program."""

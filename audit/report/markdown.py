@@ -85,6 +85,7 @@ def render(report: Report, *, plot: str, timeline: str) -> str:
         rule_table=rulings.rule_table(report.judgement),
         witnesses=rulings.witnesses(report.judgement),
         findings=rulings.findings(report.judgement),
+        computed_again=rulings.computed_again(report.judgement),
         unproven=rulings.unproven(report.judgement, report.proofs),
         reasons=[REASONS.get(reason, reason) for reason in report.contaminated],
         contamination_table=contamination_table(run.seeds),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from audit import again
 from audit.report.cells import Table, code, nested, plain
 from audit.verdicts import SEVERITIES, Judgement, Ruling, Verdict
 
@@ -44,6 +45,11 @@ def findings(judgement: Judgement) -> str:
     if len(found) > MOST_FINDINGS:
         lines.append(f"- … and {len(found) - MOST_FINDINGS:,} more; report.json has them all")
     return "\n".join(lines)
+
+
+def computed_again(judgement: Judgement) -> str:
+    """A list of what was computed again and what was not; empty for a judgement that says nothing of it."""
+    return "\n".join(f"- **{plain(what)}**: {plain(text)}" for what, text in again.lines(judgement))
 
 
 def unproven(judgement: Judgement, proofs: Mapping[str, str]) -> str:

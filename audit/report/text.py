@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from audit import again
 from audit.stats import Aggregate
 from audit.verdicts import Judgement, Ruling, Verdict, worst
 
@@ -86,8 +87,10 @@ def by_rule(judgement: Judgement) -> dict[str, Verdict]:
 
 
 def verdict_lines(judgement: Judgement) -> str:
-    """The gate's line, and below it one for each failed rule and each unproven required one."""
-    return "\n".join([gate_line(judgement), *(f"  {ruling_line(ruling)}" for ruling in open_rulings(judgement))])
+    """The gate's line, below it one for each failed rule and each unproven required one, then what was done again."""
+    rulings = (f"  {ruling_line(ruling)}" for ruling in open_rulings(judgement))
+    done = (f"  computed again, {visible(what)}: {visible(text)}" for what, text in again.lines(judgement))
+    return "\n".join([gate_line(judgement), *rulings, *done])
 
 
 def open_rulings(judgement: Judgement) -> list[Ruling]:

@@ -15,7 +15,7 @@ from audit.rules.coverage import CLOSE
 from audit.rules.history import history
 from audit.rules.judging import Classes, judge
 from audit.rules.once import scored_at_places
-from audit.rules.sightings import Sightings
+from audit.rules.sightings import Sightings, many
 from audit.rules.totals import Total
 from audit.trees import short
 from audit.verdicts import Ruling
@@ -40,7 +40,7 @@ def bytecount(evidence: Evidence) -> Ruling:
         "BYTES",
         CLASSES,
         (found.seen, own, whole.whole(evidence)),
-        passed=f"the bytes of {windows:,} windows, counted again, are {octets:,}, as reported",
+        passed=f"the bytes of {many(windows, 'window')}, counted again, are {octets:,}, as reported",
         reach={"bytes": {label: total.octets for label, total in found.totals.items()}},
     )
 

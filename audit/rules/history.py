@@ -20,7 +20,7 @@ from audit.rules.handed import hashes
 from audit.rules.places import Context, index_of
 from audit.rules.progress import Contents, Progress
 from audit.rules.rank import Counts, Rank
-from audit.rules.sightings import Sightings
+from audit.rules.sightings import Sightings, many
 from audit.rules.totals import Total, Totals, ranges_of
 
 MOST_APART = 1 << 12
@@ -137,10 +137,10 @@ class _Walk:
     def _rows_scored(self, rank: int, event: Scored) -> None:
         places = index_of(hashes(event.windows), self.contents.hashes)
         if stale := self.contents.trained(places):
-            detail = f"{stale} rows enter {event.label!r} again, after a step that used them"
+            detail = f"{many(stale, 'row')} of {event.label!r} scored again, after a step that used them"
             self._report_score("rescored-after-update", event, detail, stale)
         if again := self.contents.add(rank, places):
-            detail = f"{again} rows known by content enter {event.label!r} again; equal rows may repeat"
+            detail = f"{many(again, 'row')} known by content counted in {event.label!r} again; equal rows may repeat"
             self._report_score("rows-counted-again", event, detail, again)
 
     def _report_score(

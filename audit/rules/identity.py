@@ -70,7 +70,8 @@ def data(evidence: Evidence) -> Ruling:
     """The ruling on DATA."""
     seen, identity = Sightings(), evidence.identity
     if identity is None:
-        seen.add("manifest-unchecked", "", "the files were not held against a manifest; give one with --data")
+        detail = "the files were not held against a manifest; give the folder of one with --identity"
+        seen.add("manifest-unchecked", "", detail)
     else:
         if identity.differences:
             detail = f"the files are not those of the manifest: {'; '.join(identity.differences[:5])}"
@@ -114,7 +115,8 @@ def _published(evidence: Evidence, identity: Identity, seen: Sightings) -> None:
 def _overlap(evidence: Evidence, identity: Identity, seen: Sightings) -> None:
     overlap, known = identity.overlap, identity.published_overlap
     if overlap is None:
-        seen.add("overlap-unknown", "", "nobody looked for validation text in training; golf-audit hash --overlap does")
+        detail = "nobody looked for validation text in training; write the manifest with golf-audit hash --overlap"
+        seen.add("overlap-unknown", "", detail)
         return
     about = {"share": overlap.share, "documents": overlap.documents, "first": overlap.first, "stretch": overlap.stretch}
     if overlap.contiguous:

@@ -11,7 +11,7 @@ from audit.rules import whole
 from audit.rules.history import history
 from audit.rules.judging import Classes, judge
 from audit.rules.order import declared, first_score
-from audit.rules.sightings import Sightings
+from audit.rules.sightings import Sightings, many
 from audit.verdicts import Ruling
 
 CLASSES = Classes(
@@ -24,6 +24,7 @@ CLASSES = Classes(
         "rows-counted-again",
         "by-content-alone",
         "too-many-totals",
+        "unannounced-step",
         "counter-fell",
         "parameters-changed",
         "declared-contaminated",
@@ -45,7 +46,7 @@ def c4(evidence: Evidence) -> Ruling:
         "C4",
         CLASSES,
         (found.seen, own, whole.whole(evidence)),
-        passed=f"{targets:,} targets enter {_totals(list(found.totals))}, each once",
+        passed=f"{many(targets, 'target')} in {_totals(list(found.totals))}, each once",
         reach={"totals": {label: total.targets for label, total in found.totals.items()}, "ranks": evidence.ranks},
     )
     if isinstance(ruling.witness, dict) and "first_target" in ruling.witness:
@@ -57,7 +58,7 @@ def scored_at_places(evidence: Evidence, own: Sightings) -> None:
     """Only a total of targets at places in a stream that is here can be held against the split."""
     found = history(evidence)
     if not found.totals and found.rows_scored:
-        own.add("by-content-alone", "", f"{found.rows_scored:,} rows are known by their content alone, not by place")
+        own.add("by-content-alone", "", f"{many(found.rows_scored, 'scored row')} known by content alone, not by place")
     elif not found.totals:
         own.add("nothing-scored", "", "no score enters a total")
     elif evidence.validation is None:

@@ -17,7 +17,7 @@ from audit.evidence import Evidence
 from audit.rules import identity, whole
 from audit.rules.history import History, history
 from audit.rules.judging import Classes, judge
-from audit.rules.sightings import Sightings
+from audit.rules.sightings import Sightings, many
 from audit.trees import short
 from audit.verdicts import Ruling
 
@@ -42,6 +42,7 @@ CLASSES = Classes(
         "parameters-changed",
         "update-without-step",
         "unannounced-tokens",
+        "unannounced-step",
         "counter-fell",
         "no-place",
         "no-data",
@@ -83,7 +84,9 @@ def _contents(evidence: Evidence, own: Sightings) -> None:
     contents, placed = evidence.contents, sum(p.outline.placed for stage in evidence.stages for p in stage.parts)
     if placed and (contents is None or not contents.checked):
         own.add(
-            "contents-unread", "", f"the contents of {placed:,} draws were not read again; give the data with --data"
+            "contents-unread",
+            "",
+            f"the contents of {many(placed, 'draw')} were not read again; give the data with --data",
         )
     for one in contents.mismatches if contents else ():
         kind = f"forged-{one.kind}"
@@ -125,10 +128,16 @@ def _amount(evidence: Evidence, found: History, own: Sightings) -> None:
 
 def _passed(evidence: Evidence, found: History) -> str:
     counts, used = found.counts, found.counts.validation_rows
-    rows = (
-        f"each of the {used:,} validation rows among them was scored before" if used else "none of them on validation"
-    )
-    return f"{counts.steps:,} steps and {counts.calibrations:,} calibrations on {counts.draws:,} draws, {rows}"
+    rows = f"{many(used, 'validation row')} among them, each scored before" if used else "none of them on validation"
+    done = f"{many(counts.steps, 'step')} and {many(counts.calibrations, 'calibration')}"
+    return f"{done} on {many(counts.draws, 'draw')}, {rows}{_unreplayed(evidence)}"
+
+
+def _unreplayed(evidence: Evidence) -> str:
+    """What a PASS does not rest on."""
+    if evidence.replay is None:
+        return "; no loader was run again"
+    return f"; no loader was run again: {evidence.replay.reason}" if evidence.replay.reason else ""
 
 
 def _reach(evidence: Evidence, found: History) -> dict[str, Any]:

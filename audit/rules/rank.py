@@ -51,6 +51,10 @@ class Rank:
         self.rank = part.ending.rank
         self.counts = Counts()
         self._counter = 0
+        self._announces = False
+        """The program counts its collectives: it announced a step, a calibration or a score at places."""
+        self._unannounced, self._first_unannounced = 0, -1
+        """Steps that it should have announced, and the first one's record."""
         self._taints: dict[str, tuple[int, int, str]] = {}
         self._forged, found = self._contents()
         self._tokens = Tokens(context, found, self._report, self._taint)
@@ -73,6 +77,9 @@ class Rank:
         for block in self.part.blocks():
             yield from self._block(block)
         self._tokens.end()
+        if self._unannounced and self._announces:
+            detail = "a torch optimizer stepped that no golf.step announced, in a program that announces what it does"
+            self._taints["unannounced-step"] = self._unannounced, self._first_unannounced, detail
         for kind, (count, at, detail) in self._taints.items():
             self._seen.add(kind, self.stage.title, detail, rank=self.rank, at=at, records=count)
 
@@ -141,11 +148,27 @@ class Rank:
         self._weights.step()
         self.counts.steps += 1
         self.counts.validation_rows += sum(len(one.starts) for one in rows)
+        if step < 0:
+            self._step_unannounced(at)
+            collectives = max(collectives, self._counter)  # the recorder's guess, and no word of the program's
+        else:
+            self._announces = True
         return Used(at=at, counter=self._count(at, collectives), step=step, rows=rows)
+
+    def _step_unannounced(self, at: int) -> None:
+        """A step of a torch optimizer that the program did not announce.
+
+        On one rank all that came before it is known to be so; among several only a counter tells, so there it matters
+        also where the program begins to announce only later.
+        """
+        if self._announces or len(self.stage.parts) > 1:
+            self._unannounced += 1
+            self._first_unannounced = at if self._first_unannounced < 0 else self._first_unannounced
 
     def _calibration(self, at: int, block: Block, offset: int, count: int, collectives: int) -> Used:
         rows = self._tokens.calibration(at, block.calibrated["draw"][offset : offset + count].tolist())
         self.counts.calibrations += 1
+        self._announces = True
         self.counts.validation_rows += sum(len(one.starts) for one in rows)
         return Used(at=at, counter=self._count(at, collectives), step=None, rows=rows)
 
@@ -167,7 +190,7 @@ class Rank:
         self.counts.scores += 1
         if length:
             self._tokens.score(at, sum_, windows, length, counted=bool(counted))
-            counter = self._count(at, collectives)
+            counter, self._announces = self._count(at, collectives), True
         else:  # known by content: recorded outside of the program's own count of collectives
             counter = self._counter
         if counted:

@@ -15,7 +15,7 @@ from typing import Any
 from audit.evidence import Evidence
 from audit.rules.history import history
 from audit.rules.judging import Classes, judge
-from audit.rules.sightings import Sightings
+from audit.rules.sightings import Sightings, many
 from audit.ruleset import Ruleset
 from audit.verdicts import Judgement, Ruling
 
@@ -61,7 +61,7 @@ def over(judgements: Mapping[int, Judgement], ruleset: Ruleset) -> Ruling:
     seen = Sightings()
     told = {seed: _told(judgement) for seed, judgement in judgements.items()}
     if len(told) < ruleset.limits.seeds:
-        detail = f"{len(told)} seeds were run, {ruleset.limits.seeds} are asked for"
+        detail = f"{many(len(told), 'seed')} run, {ruleset.limits.seeds} are asked for"
         seen.add("too-few-seeds", "", detail, witness={"seeds": sorted(told)})
     for seed, found in told.items():
         missing = [name for name in ("seed", *EFFECTS, "nats", *SAME) if found.get(name) is None]

@@ -9,6 +9,11 @@ from typing import Any
 from audit.verdicts import Finding
 
 
+def many(count: int, noun: str) -> str:
+    """`1 seed`, `4,096 seeds`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @dataclass(kw_only=True)
 class Sighting:
     """One class of things seen in one stage; `rank`, `at`, `detail` and `witness` are of the first."""

@@ -19,6 +19,7 @@ from audit.evidence import Located
 from audit.rules.events import Rows
 from audit.rules.handed import Draw, Handed
 from audit.rules.places import VALIDATION, Context, located, rows_of, windows_as_rows
+from audit.rules.sightings import many
 
 MOST_WAITING = 1 << 14
 """Forwards that wait for a score; of more, the number alone is kept."""
@@ -185,7 +186,7 @@ class Tokens:
             self.report(
                 "score-without-forward",
                 at,
-                f"a score of {len(windows)} windows whose tokens did not enter the model before it",
+                f"a score of {many(len(windows), 'window')} whose tokens did not enter the model before it",
                 {"windows": len(windows)},
             )
 

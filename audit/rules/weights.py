@@ -29,7 +29,7 @@ class _Optimizer:
     """One torch optimizer: the fingerprint that it left, in record `at`."""
 
     inside: bool = False
-    """It is known that all of its parameters belong to announced models."""
+    """It is known that all parameters behind its fingerprint belong to announced models."""
     apart: bool = False
     """It is known that none of them does: its steps explain no change of a model."""
     size: int = 0

@@ -16,6 +16,7 @@ import pytest
 from audit import __main__ as program
 from audit import cli
 from audit.errors import RunError
+from audit.ledger import Writer
 
 Write = Callable[..., Path]
 COMMANDS = sorted(program.audit.commands)
@@ -90,7 +91,7 @@ def test_show_without_a_report_says_how_to_get_one(
     (runs / "evaluate" / "7").mkdir()
     assert run("stats", "-q", "--runs", runs) == run("show", "--runs", runs) == 0
     out = capsys.readouterr().out
-    assert "not written yet; run `golf-audit report`" in out
+    assert f"not written yet; run `golf-audit report --runs {runs}`" in out
     assert "note: not read, for the recipe does not declare these seeds: evaluate/7" in out
 
 
@@ -102,6 +103,7 @@ def test_show_without_a_report_says_how_to_get_one(
         (["show", "extra"], ["extra", "golf-audit show --help"]),
         (["show", "--runs"], ["--runs"]),
         (["--nonsense"], ["--nonsense", "golf-audit --help"]),
+        (["run", "-z", "train.py"], ["-z", "golf-audit run --help"]),
     ],
 )
 def test_wrong_usage_is_64(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +124,30 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in err for name in COMMANDS)
 
 
+def test_run_takes_its_options_before_the_program(tmp_path: Path) -> None:
+    """-q leaves the program's own words alone and is not the program's; behind the program it is."""
+    (tmp_path / "script.py").write_text("import sys; print(sys.argv[1:])")
+    for arguments, line in ((["-q", "script.py", "-v"], ""), (["script.py", "-q"], "nothing was recorded into ")):
+        asked = [sys.executable, "-m", "audit", "run", "-o", "ledger", *arguments]
+        home = {"PYTHONPATH": str(Path(program.__file__).parents[1])}
+        done = subprocess.run(asked, cwd=tmp_path, env=os.environ | home, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, f"{arguments[-1:]}\n")
+        assert done.stderr.startswith(line)
+        assert bool(done.stderr) == bool(line)
+
+
+def test_remedies_name_what_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rank's ledger, or the folder of all stages, in place of a stage's folder: the error names the folders meant."""
+    for stage in ("evaluate", "train"):
+        Writer.create(tmp_path / "ledgers" / stage / "rank0.ledger", rank=0, ranks=1).close()
+    for given in ("ledgers/train/rank0.ledger", "ledgers", "none"):
+        assert run("verify", tmp_path / given) == 65
+    one, several, none = capsys.readouterr().err.splitlines()
+    assert one.endswith(f"; give {tmp_path}/ledgers/train")
+    assert several.endswith(f"; give those of {tmp_path}/ledgers/evaluate, {tmp_path}/ledgers/train")
+    assert none.endswith(f"record a run with `golf-audit run -o {tmp_path}/none …`")
+
+
 NOTHING = {
     "gate": ["NOTHING"],
     "hash": ["NOTHING"],
@@ -137,13 +163,13 @@ def test_bad_input_is_65(command: str, tmp_path: Path) -> None:
     there = str(tmp_path / "nothing")
     arguments = [part.replace("NOTHING", there) for part in NOTHING.get(command, ["--runs", there])]
     for verbose in (False, True):  # in processes of their own, because `run` records the one that it is in
-        asked = [sys.executable, "-m", "audit", command, *(["-v"] if verbose and command != "run" else []), *arguments]
+        asked = [sys.executable, "-m", "audit", command, *(["-v"] if verbose else []), *arguments]
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (65, "")
         *trace, last = done.stderr.splitlines()
         assert last.startswith("error: ")
         assert ";" in last
-        assert bool(trace) == (verbose and command != "run")
+        assert bool(trace) == verbose
 
 
 def test_a_place_that_can_not_be_written_is_65(

@@ -36,6 +36,13 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
     return tensor.contiguous().view(torch.uint8).numpy().reshape(-1).view(f"<i{width}")
 
 
+def placed(parameters: list[torch.Tensor]) -> Places:
+    """The places of an announced model's parameters."""
+    places = Places()
+    places.announce(parameters)
+    return places
+
+
 def as_on_a_gpu(parameters: list[torch.Tensor], places: Places, *, size: int) -> tensors.Value:
     """The fingerprint by the chunks that a GPU sums."""
     rows = [tensors.words(p) for p in parameters]
@@ -115,7 +122,7 @@ def test_every_bit_of_a_parameter_counts(values: np.ndarray, data: st.DataObject
 def test_fingerprints_of_parts_add_up(shapes: list[tuple[int, int]], size: int) -> None:
     """Over parameters, over subsets of them, and over the chunks that a GPU sums: always the same number."""
     parameters = [torch.randn(shape) for shape in shapes]
-    places = Places()
+    places = placed(parameters)
     whole = Sum(parameters, places).value()
     assert whole == fingerprint.fingerprint(np.concatenate([p.numpy().reshape(-1) for p in parameters]))
     assert whole == (Sum(parameters[::2], places).value() + Sum(parameters[1::2], places).value()) & MASK
@@ -125,7 +132,7 @@ def test_fingerprints_of_parts_add_up(shapes: list[tuple[int, int]], size: int) 
 def test_parameters_of_any_type_and_odd_size_have_fingerprints() -> None:
     """Types of 1, 2, 4 and 8 bytes and odd sizes, joined: torch's sum is that of their words one after the other."""
     parameters = [parameter(dtype, 3, 7, seed=i) for i, dtype in enumerate(FLOATS)]
-    places, place, expected = Places(), 0, 0
+    places, place, expected = placed(parameters), 0, 0
     for each in parameters:
         words = bits(each)
         expected += fingerprint.fingerprint(words, first=place)
@@ -134,9 +141,25 @@ def test_parameters_of_any_type_and_odd_size_have_fingerprints() -> None:
     assert as_on_a_gpu(parameters, places, size=50) == expected & MASK
 
 
+def test_places_are_in_the_order_of_the_models() -> None:
+    """Whoever was seen before, an announced model's parameters stand where those of its checkpoint do; none shares."""
+    one, other, loose = ([torch.randn(3, 2), torch.randn(5)] for _ in range(3))
+    places = Places()
+    early = Sum([*loose, *reversed(one)], places)
+    before = early.value()
+    places.announce(one)
+    places.announce([*other, one[0]])
+    assert Sum(one, places).value() == Sum(one, placed(one)).value()
+    assert Sum([*one, *other], places).value() == Sum([*one, *other], placed([*one, *other])).value()
+    assert early.value() == before  # what was begun at old places goes on there
+    rows = [range(places.first(p), places.first(p) + p.numel()) for p in (*one, *other, *loose)]
+    assert len({place for row in rows for place in row}) == sum(map(len, rows))
+
+
 def test_a_sum_follows_its_parameters() -> None:
     """Changes in place, replaced storage, another layout, type or size, and what is not contiguous: all are seen."""
-    parameter, total, seen = (one := torch.nn.Parameter(torch.randn(4, 4))), Sum([one], Places()), []
+    parameter, seen = torch.nn.Parameter(torch.randn(4, 4)), []
+    total = Sum([parameter], placed([parameter]))
     changes: list[Callable[[], Any]] = [
         lambda: None,
         lambda: parameter.data[1, 2].add_(1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -151,10 +152,43 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert "\n" not in said
     for part in (
         "extra: train_2.bin", "extra: odd.bin", "missing: train_1.bin", "changed: train_0.bin (size 1034 → 1032",
-        "tokens 5 → 4", "documents 2 → 1", "changed: split train (tokens 8 → 5", "changed: manifest (root",
+        "tokens 5 → 4", "documents 2 → 1",
     ):  # fmt: skip
         assert part in said
     assert "val_0" not in said
+
+
+@pytest.mark.parametrize(
+    ("at", "what"),
+    [(0, "; got magic"), (4, "; got shard version"), (8, "; the header says"), (100, ", header ("), (1026, "")],
+    ids=["magic", "version", "count", "header", "token"],
+)
+def test_one_changed_byte_is_told_once(tmp_path: Path, at: int, what: str) -> None:
+    """The file is named once, with what is wrong with it; totals and roots, which only follow, are not told."""
+    folder = write(tmp_path / "d")
+    honest, content = of(folder), bytearray((folder / "train_0.bin").read_bytes())
+    content[at] ^= 1
+    (folder / "train_0.bin").write_bytes(content)
+    with pytest.raises(ManifestError) as caught:
+        check(honest, [folder])
+    told = str(caught.value).removeprefix(f"{folder} is not what the manifest says: ")
+    assert told.startswith("changed: train_0.bin (sha256 ")
+    assert what in told
+    assert (told.count("changed: "), told.count("train_0.bin")) == (1, 1)
+
+
+def test_totals_and_roots_are_told_where_no_file_says_it(tmp_path: Path) -> None:
+    """Equal files hashed otherwise: the splits' totals, or else the root, and always how they were hashed."""
+    found = of(write(tmp_path / "d"))
+    split = dataclasses.replace(found.splits["val"], bytes=7)
+    other = dataclasses.replace(found, splits=found.splits | {"val": split}, root="sha256:x")
+    assert compare(found, other).lines() == ["changed: split val (bytes None → 7)"]
+    other = dataclasses.replace(found, root="sha256:x")
+    assert compare(found, other).lines() == [f"changed: manifest (root {found.root} → sha256:x)"]
+    hashing = dataclasses.replace(found.hashing, bos=2)
+    (line,) = compare(found, dataclasses.replace(found, hashing=hashing)).lines()
+    assert line.startswith("changed: manifest (hashing ")
+    assert compare(found, found).lines() == []
 
 
 def test_damaged_shards_do_not_hide_the_rest(tmp_path: Path) -> None:

@@ -217,6 +217,24 @@ def test_steps_that_nobody_announced_are_counted_down(bench: Bench) -> None:
     assert bench.used() == [(-1, [first, third]), (-2, [first, third]), (9, [fourth]), (-3, [fifth])]
 
 
+def test_an_unannounced_step_carries_the_last_counter_that_was_heard(bench: Bench) -> None:
+    """A step, a score or a calibration says the counter; a step that nobody announces was made at it, or later."""
+    bench.tell("model", bench.model)
+    optimizer = sgd(bench.model)
+    column, rows = np.array([0]), np.zeros((1, LENGTH + 1), np.uint16)
+    says: list[Callable[[int, int], object]] = [
+        lambda draw, count: bench.tell("step", 0, (draw,), 1.0, False, count),
+        lambda draw, count: bench.tell("score", "x", True, column, column + 4, column * 1.0, column, rows, count),
+        lambda draw, count: bench.tell("calibrate", (draw,), count),
+    ]
+    for count, say in enumerate(says, 3):
+        say(bench.draw()[0], count)
+        bench.backward(bench.draw()[1])
+        bench.step(optimizer)
+        assert int(bench.of_kind("step")[-1]["collectives"]) == count
+    assert [int(row["step"]) for row in bench.of_kind("step")] == [0, -1, -2, -3]
+
+
 def test_without_a_model_every_draw_since_the_last_step_counts(bench: Bench) -> None:
     """Where no forward can be seen, a step is taken to use all that was handed out."""
     optimizer = sgd(bench.model)

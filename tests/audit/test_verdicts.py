@@ -85,7 +85,7 @@ def tree(**changes: Any) -> dict[str, Any]:
 )
 def test_a_judgement_that_contradicts_itself(damaged: Any) -> None:
     """A verdict that its rules do not give, another schema or a missing part is refused in one line."""
-    with pytest.raises(RunError, match=r"verdict\.json.*golf-audit verify"):
+    with pytest.raises(RunError, match=r"verdict\.json.*; verify the run again"):
         parse(damaged, where="verdict.json")
 
 

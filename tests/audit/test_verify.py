@@ -18,6 +18,7 @@ from audit.errors import AuditError, ManifestError, RunError
 from audit.files import sha256_file, to_json
 from audit.merging import read_verdict
 from audit.octets import Octets
+from audit.report.text import verdict_lines
 from audit.runs import read_verified
 from audit.shards import Shard
 from audit.splits import Split, open_data
@@ -159,7 +160,12 @@ def test_the_trainers_own_code_gives_everything_again(honest: Path) -> None:
     subject = verified(honest, rescore=5).subject
     assert subject["rescored"]["score_records"] == subject["rescored"]["equal_to_the_bit"] == 5
     assert subject["requantized"]["differing"] == 0 < subject["requantized"]["numbers"]
-    assert verified(honest, rescore=0).subject["rescored"].startswith("not done")
+    of = subject["rescored"]["of"]
+    assert subject["computed_again"]["losses of the artifact"] == f"5 of {of} score records, 5 equal to the bit"
+    assert not [text for text in subject["computed_again"].values() if text.startswith("not done")]
+    without = verified(honest, rescore=0)
+    assert without.subject["rescored"].startswith("not done")
+    assert "\n  computed again, losses of the artifact: not done; ask for it with --rescore N" in verdict_lines(without)
 
 
 Edit = Callable[[Path], object]
@@ -239,6 +245,10 @@ def test_ledgers_alone_are_judged_with_less(honest: Path) -> None:
     found = verify.verify_folders(folders, verify.Options(data=honest / "data")).judgement
     assert {found.ruling(rule).verdict for rule in ("C3", "C4", "COVERAGE", "BYTES")} == {Verdict.PASS}
     assert {found.ruling(rule).verdict for rule in ("DATA", "SIZE")} == {Verdict.UNPROVEN}
+    told = found.subject["computed_again"]
+    assert [text.startswith("not done") for text in told.values()] == [False, True, True, True]
+    assert verdict_lines(found).count("not done; it takes the recipe and the artifact") == 3
+    assert found.ruling("C3").summary.endswith("; no loader was run again")
     bare = verify.verify_folders(folders, verify.Options(data=honest / "data", profile="generic")).judgement
     assert bare.verdict is Verdict.PASS
     with pytest.raises(RunError, match="no ledger"):

@@ -26,6 +26,12 @@ def test_an_honest_run_passes(tmp_path: Path) -> None:
     assert ruling.verdict is Verdict.PASS
     assert not ruling.findings
     assert (ruling.reach["steps"], ruling.reach["calibrations"], ruling.reach["validation_rows"]) == (4, 1, 0)
+    said = "4 steps and 1 calibration on 5 draws, none of them on validation"
+    assert ruling.summary == f"{said}; no loader was run again"
+    for reason in ("", "there was no recipe"):
+        replayed = Replay(steps=4, draws=5, mismatches=(), reason=reason)
+        summary = c3(honest(tmp_path / f"again{reason}").evidence(replay=replayed)).summary
+        assert summary == said + (f"; no loader was run again: {reason}" if reason else "")
 
 
 def test_nothing_is_no_pass(tmp_path: Path) -> None:

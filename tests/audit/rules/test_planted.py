@@ -34,12 +34,13 @@ def classes(folder: Path, program: str, *arguments: str) -> tuple[Verdict, set[s
         ("data_write", {"parameters-changed"}),
         ("numpy_write", {"parameters-changed"}),
         ("foreign_optimizer", {"parameters-changed"}),
-        ("from_file", {"unannounced-validation-tokens"}),
+        ("mixed_optimizer", {"parameters-changed"}),
+        ("from_file", {"unannounced-validation-tokens", "unannounced-step"}),
         ("second_forward", {"trained-before-scored"}),
     ],
 )
 def test_side_doors(tmp_path: Path, program: str, expected: set[str]) -> None:
-    """A hidden write, a foreign optimizer, tokens read past Python, a score of the second forward: each is named."""
+    """A hidden write, a foreign or a mixed optimizer, tokens read past Python, the second forward scored: all named."""
     verdict, found = classes(tmp_path / "mutant", program)
     assert found == expected
     assert verdict is (Verdict.UNPROVEN if expected == {"parameters-changed"} else Verdict.FAIL)
@@ -50,3 +51,8 @@ def test_side_doors(tmp_path: Path, program: str, expected: set[str]) -> None:
 def test_what_only_looks_like_one(tmp_path: Path, program: str) -> None:
     """A loss that is scored and back-propagated from one forward is legal; a loader's workers are no strangers."""
     assert classes(tmp_path / "run", program)[1] == set()
+
+
+def test_a_model_that_is_announced_late(tmp_path: Path) -> None:
+    """Nobody saw what entered it before; its weights are not said to have changed, for they only did so in steps."""
+    assert classes(tmp_path, "late_model") == (Verdict.UNPROVEN, {"draw-not-entered"})

@@ -53,6 +53,12 @@ def test_seeds_together(changes: tuple[dict[str, Any], ...], verdict: Verdict, e
     assert ruled(*changes) == (verdict, expected)
 
 
+@pytest.mark.parametrize(("count", "said"), [(1, "1 seed run, 3 are asked for"), (2, "2 seeds run, 3 are asked for")])
+def test_one_seed_is_one(count: int, said: str) -> None:
+    """A reader is told how many seeds there are in words that fit the number."""
+    assert over({seed: judgement(seed, {}) for seed in range(count)}, RULESET).summary == said
+
+
 def test_no_seeds_are_no_pass() -> None:
     """Over no judgement at all the rule is not proven."""
     assert over({}, RULESET).verdict is Verdict.UNPROVEN
