@@ -3,7 +3,7 @@
     recipe = read_recipe(tree)                                  runs/recipe.json
     replayed = replay_draws(stages, data, recipe, seed=42)      every draw and step of the training
     losses(load_artifact(path, recipe), rows, recipe)           for `audit.rescore`
-    quantize_again(load_trained(folder, recipe), recipe)        for `audit.requantize`
+    quantize_again(load_trained(folder, recipe), recipe, path)  for `audit.requantize`
 
 The only place beside packaging where the audit imports the trainer, so what it finds rests on that code: a ledger that
 agrees with it tells of the run that this recipe and seed lead to, whether the code is right or not.
@@ -29,13 +29,12 @@ from audit.evidence import Mismatch, Part, Replay, Stage
 from audit.records import KINDS, Block
 from audit.splits import Data
 from trainer import artifact as artifacts
-from trainer import checkpoint, hessians
+from trainer import checkpoint, hessians, submission
 from trainer import recipe as recipes
 from trainer.errors import GolfError
 from trainer.loader import Batch, Loader
 from trainer.model import GPT as GPT
 from trainer.quantized import dequantize_model
-from trainer.quantizer import quantize_model
 from trainer.settings import VIRTUAL_RANKS as VIRTUAL_RANKS
 from trainer.settings import Recipe as Recipe
 from trainer.shards import Shard
@@ -372,9 +371,15 @@ def hessians_again(trained: Trained, ranks: Sequence[Sequence[np.ndarray]], reci
     return {site: torch.stack([one[site] for one in found]).mean(dim=0).numpy() for site in found[0]}
 
 
-def quantize_again(trained: Trained, recipe: Recipe) -> GPT:
-    """The model that the quantizer makes of these weights and Hessians."""
+def quantize_again(trained: Trained, recipe: Recipe, path: Path) -> GPT:
+    """The model that the quantizer makes of these weights and Hessians, with the metadata of the artifact at `path`.
+
+    Metadata matter for its size alone, where the recipe has a target for it.
+    """
     weights = {name: parameter.detach() for name, parameter in trained.gpt.named_parameters()}
-    with _readable(Path("train"), "train"), _threads(recipe):
-        made = quantize_model(weights, trained.hessians, trained.gpt.sites, recipe.gptq)
-        return _model(dequantize_model(made), recipe)
+    with _readable(path, "quantize"), _threads(recipe):
+        metadata = artifacts.read(path)[1] if recipe.gptq.target_bytes else {}
+        made = submission.make(
+            weights, trained.hessians, trained.gpt.sites, recipe, metadata=metadata, log=lambda _: None
+        )
+        return _model(dequantize_model(made.model), recipe)

@@ -68,7 +68,7 @@ def requantize(stages: Sequence[Stage], data: Data, recipe: Recipe, folder: Path
         return _nothing(f"{artifact} is {found}, the ledger of quantize has {noted}")
     trained, sealed = load_trained(folder, recipe), load_artifact(artifact, recipe)
     apart = _apart(trained, train[0], data, recipe) if recipe.device == "cpu" else None
-    differing, numbers = _differing(quantize_again(trained, recipe), sealed)
+    differing, numbers = _differing(quantize_again(trained, recipe, artifact), sealed)
     mismatches = _weights(trained.gpt, train[0])
     if apart is not None and not apart <= MOST_APART:
         detail = f"the Hessians are {apart:.3g} of their largest entry apart from those of the calibration draws"

@@ -1,129 +1,94 @@
 """The model's part of a submission: quantized tensors as one compressed, checked file, without pickle.
 
 `pack` and `unpack` are inverse, and so are `write` and `read`. Equal models give equal bytes (for one version of
-brotli), whatever the number of threads.
-
-The bytes, all integers little-endian and unsigned:
-
-    4 magic "GOLF"; u32 version, 1; u32 stored size and u32 plain size of the header
-    header, one brotli stream; plain it is
-        u32 size of the metadata, then the metadata: a JSON object, keys sorted, no spaces, UTF-8
-        u32 number of tensors, then each, ascending by name:
-            u8 size of the name, the name in UTF-8; u8 kind, 0 for a vector, 2 to 8 for a matrix = bits of its codes;
-            u8 number of dimensions (2 for a matrix), then each as u32, at least 1
-        u32 stored size of each stream
-    the streams, each brotli on its own, so that threads can compress them at the same time:
-        the codes of every matrix, int8, column after column, one stream a matrix;
-        the scales of all matrices, fp16, one stream, if there are matrices;
-        the values of all vectors, fp16, one stream, if there are vectors;
-        the fp16 streams hold the low bytes of all numbers first and then the high bytes ("byte shuffle", pg#1394)
-    32 SHA-256 of everything before
-
-Measured with brotli 11 on one layer of the real shape, int6, k 12.85, over the order-0 entropy: codes column by column
-+1.44 % for Gaussian weights, -0.52 % with heavy tails and columns of unequal spread; row by row +1.44 % and +1.10 %;
-shuffled bytes gain nothing in codes (-0.17 % in columns, +1.09 % in rows) and 2 % in scales; all matrices in one
-stream gain .01 %.
+brotli), whatever the number of threads. Here a model becomes planes of codes and fp16 numbers; `trainer.codecs` and
+`trainer.ans` make streams of those, `trainer.container` is the file around the streams, and docs/artifact.md has its
+bytes.
 
 A file may come from anywhere. The reader runs nothing from it, checks every size before it allocates for it, stops
-each stream at the size that the header promises, and refuses content that `pack` can't be given: names not ascending,
-trailing bytes, codes outside ±q_max, scales that are not positive.
+each stream at the size that the table promises, and refuses content that `pack` can't be given: codes outside their
+bits, scales that are not positive.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import brotli
 import numpy as np
 import torch
 from torch import Tensor
 
+from trainer import ans, container
+from trainer.ans import Plane
+from trainer.codecs import ANS, Stream, load, shuffle, store, unshuffle
+from trainer.container import Entry, LowRank, Protection
 from trainer.errors import ArtifactError
 from trainer.files import atomic
-from trainer.quantized import QuantizedMatrix, QuantizedModel, q_max
-
-VERSION = 1
-MAX_FILE_BYTES = 1 << 28
-"""Largest file that is read: 17 times the contest's limit."""
-MAX_PLAIN_BYTES = 1 << 29
-"""Most bytes of codes, scales and vectors that a file may decompress to."""
-MAX_HEADER_BYTES = 1 << 20
-MAX_NAME_BYTES = 255
-MAX_DIMENSIONS = 8
-
-_PREFIX = struct.Struct("<4sIII")
-_MAGIC = b"GOLF"
-_DIGEST_BYTES = 32
+from trainer.quantized import Correction, Protected, QuantizedMatrix, QuantizedModel
 
 
-class _Entry(NamedTuple):
-    """A row of the header's table. `bits` is 0 for a vector."""
-
-    name: str
-    bits: int
-    shape: tuple[int, ...]
-
-
-def pack(quantized: QuantizedModel, *, metadata: Mapping[str, Any], quality: int = 11, threads: int = 1) -> bytes:
+def pack(
+    quantized: QuantizedModel,
+    *,
+    metadata: Mapping[str, Any],
+    codec: str = "brotli",
+    quality: int = 11,
+    threads: int = 1,
+) -> bytes:
     """The artifact of a model, with a small JSON object of facts about it.
 
-    `quality` is brotli's, 0 to 11; `threads` compress at the same time and change no byte. Raises ArtifactError for
-    a model that the format can't hold: no tensors, one name twice, codes or scales that `unpack` would refuse.
+    `codec` is what codes are compressed by, "brotli" or "ans"; `quality` is brotli's, 0 to 11; `threads` compress at
+    the same time and change no byte. Raises ArtifactError for another codec, and for a model that the format can't
+    hold: no tensors, one name twice, tensors that do not fit each other, codes or scales that `unpack` would refuse.
     """
-    table, plain, facts = _table(quantized), _plain_streams(quantized), _canonical(metadata)
-    # What the reader would refuse is refused here, by the same code, before a minute of compression.
-    _parse_header(_header(table, facts, [0] * len(plain)))
-    _assemble(table, plain)
-
-    def compress(stream: bytes) -> bytes:
-        return brotli.compress(stream, quality=quality, lgwin=24)  # type: ignore[no-any-return]
-
+    if codec not in ("brotli", "ans"):
+        raise ArtifactError(f"codec {codec!r}, expected brotli or ans; set artifact.codec")
+    table = _table(quantized)
+    described = container.describe(metadata, table)
+    codes, scales, values = _parts(quantized, table)
+    coded, plain = [], [shuffle(scales), shuffle(values)]
+    if codec == "ans" and codes:
+        planes = [plane for entry in table for plane in entry.planes()]
+        coded = [Stream(ANS, ans.encode([plane.cpu().numpy() for plane in codes], planes))]
+    else:
+        plain = [plane.T.cpu().contiguous().numpy().tobytes() for plane in codes] + plain
     with ThreadPoolExecutor(threads) as pool:
-        stored = list(pool.map(compress, plain))
-    header = _header(table, facts, [len(stream) for stream in stored])
-    packed = compress(header)
-    body = b"".join([_PREFIX.pack(_MAGIC, VERSION, len(packed), len(header)), packed, *stored])
-    return body + hashlib.sha256(body).digest()
+        streams = coded + list(pool.map(partial(store, quality=quality), plain))
+    return container.seal(described, streams, quality=quality)
 
 
 def unpack(data: bytes) -> tuple[QuantizedModel, dict[str, Any]]:
     """The model and the metadata of an artifact. Raises ArtifactError, one line that says where, for the rest."""
-    if not _PREFIX.size + _DIGEST_BYTES <= len(data) <= MAX_FILE_BYTES:
-        raise ArtifactError(
-            f"artifact: {len(data)} bytes, expected from {_PREFIX.size + _DIGEST_BYTES} to {MAX_FILE_BYTES}"
-        )
-    magic, version, stored_size, plain_size = _PREFIX.unpack_from(data)
-    if magic != _MAGIC:
-        raise ArtifactError(f"artifact: begins with {magic!r}, expected {_MAGIC!r}; this is no golf model")
-    if version != VERSION:
-        raise ArtifactError(f"artifact: version {version}, expected {VERSION}; read it with the trainer that wrote it")
-    if hashlib.sha256(data[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
-        raise ArtifactError("artifact: content and SHA-256 differ, so it was damaged or cut; run quantize again")
-    if plain_size > MAX_HEADER_BYTES:
-        raise ArtifactError(f"header: {plain_size} bytes promised, expected at most {MAX_HEADER_BYTES}")
-    body = _Cursor(data[_PREFIX.size : -_DIGEST_BYTES], "artifact")
-    header = _inflate(body.take(stored_size, "header"), plain_size, "header")
-    metadata, table, stored_sizes = _parse_header(header)
-    stored = [body.take(size, f"stream {i}") for i, size in enumerate(stored_sizes)]
-    body.expect_end()
-    plain = [
-        _inflate(s, size, f"stream {i}") for i, (s, size) in enumerate(zip(stored, _stream_sizes(table), strict=True))
-    ]
-    return _assemble(table, plain), metadata
+    metadata, table, streams = container.unseal(data)
+    matrices, vectors = ([entry for entry in table if bool(entry.bits) is kind] for kind in (True, False))
+    codes = iter(_decode(streams[:-2], matrices))
+    scales, values = (
+        iter(_numbers(stream, entries, what))
+        for stream, entries, what in zip(streams[-2:], (matrices, vectors), ("scales", "values"), strict=True)
+    )
+    model = QuantizedModel(
+        {entry.name: _join(entry, codes, scales) for entry in matrices},
+        {entry.name: _checked_numbers(entry, next(values), entry.shape) for entry in vectors},
+    )
+    return model, metadata
 
 
 def write(
-    path: Path, quantized: QuantizedModel, *, metadata: Mapping[str, Any], quality: int = 11, threads: int = 1
+    path: Path,
+    quantized: QuantizedModel,
+    *,
+    metadata: Mapping[str, Any],
+    codec: str = "brotli",
+    quality: int = 11,
+    threads: int = 1,
 ) -> int:
     """Write an artifact as a whole; returns its size in bytes."""
-    data = pack(quantized, metadata=metadata, quality=quality, threads=threads)
+    data = pack(quantized, metadata=metadata, codec=codec, quality=quality, threads=threads)
     with atomic(path) as temporary:
         temporary.write_bytes(data)
     return len(data)
@@ -133,7 +98,7 @@ def read(path: Path) -> tuple[QuantizedModel, dict[str, Any]]:
     """`unpack` of a file. Raises ArtifactError with the path."""
     try:
         with path.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
+            data = stream.read(container.MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ArtifactError(f"can't read the artifact {path}: {error.strerror}; run the stage quantize") from None
     try:
@@ -142,191 +107,96 @@ def read(path: Path) -> tuple[QuantizedModel, dict[str, Any]]:
         raise ArtifactError(f"{path}: {error}") from None
 
 
-def _table(quantized: QuantizedModel) -> list[_Entry]:
-    """The rows of the header's table. Raises ArtifactError for tensors that have no place in it."""
+def _table(quantized: QuantizedModel) -> list[Entry]:
+    """A row for each tensor, names ascending, as the tensors' shapes have it."""
+    entries = [Entry(name, 0, tuple(vector.shape)) for name, vector in quantized.vectors.items()]
     for name, m in quantized.matrices.items():
-        types, shapes = (m.codes.dtype, m.scales.dtype), (m.codes.dim(), m.scales.shape)
-        if types != (torch.int8, torch.float16) or shapes != (2, m.codes.shape[:1]):
-            raise ArtifactError(f"{name}: {types} of {shapes}, expected int8 codes [rows, cols] and fp16 scales [rows]")
-    for name, vector in quantized.vectors.items():
-        if name in quantized.matrices or vector.dtype != torch.float16:
-            raise ArtifactError(f"{name}: a vector of {vector.dtype}, expected fp16 and a name that no matrix has")
-    entries = [_Entry(name, m.bits, tuple(m.codes.shape)) for name, m in quantized.matrices.items()]
-    entries += [_Entry(name, 0, tuple(vector.shape)) for name, vector in quantized.vectors.items()]
-    return sorted(entries)
+        if name in quantized.vectors:
+            raise ArtifactError(f"{name}: the name of a matrix and of a vector, expected one of them")
+        own, mend = m.protected, m.correction
+        protection = Protection(own.start, own.width, own.bits) if own else None
+        low_rank = LowRank(mend.left.shape[-1], mend.group) if mend else None
+        entries.append(Entry(name, m.bits, tuple(m.codes.shape), protection, low_rank))
+    return sorted(entries, key=lambda entry: entry.name)
 
 
-def _plain_streams(quantized: QuantizedModel) -> list[bytes]:
-    """The streams before compression, in the file's order."""
-    matrices = [quantized.matrices[name] for name in sorted(quantized.matrices)]
-    codes = [m.codes.T.cpu().contiguous().numpy().tobytes() for m in matrices]
-    halves = [
-        _shuffle([m.scales for m in matrices]),
-        _shuffle([quantized.vectors[n] for n in sorted(quantized.vectors)]),
-    ]
-    return codes + [stream for stream in halves if stream]
-
-
-def _stream_sizes(table: Sequence[_Entry]) -> list[int]:
-    """Plain bytes of each stream, from the table alone."""
-    matrices = [entry for entry in table if entry.bits]
-    halves = [2 * sum(m.shape[0] for m in matrices), 2 * sum(math.prod(e.shape) for e in table if not e.bits)]
-    return [math.prod(m.shape) for m in matrices] + [size for size in halves if size]
-
-
-def _assemble(table: Sequence[_Entry], plain: Sequence[bytes]) -> QuantizedModel:
-    """The model from its table and plain streams. Raises ArtifactError for values that quantization can't give."""
-    streams = iter(plain)
-    matrices = [entry for entry in table if entry.bits]
-    codes = {m.name: _codes(next(streams), m) for m in matrices}
-    scales = _unshuffle(next(streams), [m.shape[:1] for m in matrices]) if matrices else []
-    vectors = [entry for entry in table if not entry.bits]
-    values = _unshuffle(next(streams), [v.shape for v in vectors]) if vectors else []
-    for entry, tensor in [*zip(matrices, scales, strict=True), *zip(vectors, values, strict=True)]:
-        if not tensor.isfinite().all() or (entry.bits and not (tensor > 0).all()):
-            raise ArtifactError(f"{entry.name}: an fp16 number is NaN, infinite, or a scale that is not positive")
-    return QuantizedModel(
-        {m.name: QuantizedMatrix(codes[m.name], s, m.bits) for m, s in zip(matrices, scales, strict=True)},
-        {v.name: value for v, value in zip(vectors, values, strict=True)},
-    )
-
-
-def _codes(stream: bytes, entry: _Entry) -> Tensor:
-    codes = np.frombuffer(stream, np.int8)
-    low, high, limit = int(codes.min()), int(codes.max()), q_max(entry.bits)
-    if low < -limit or high > limit:
-        raise ArtifactError(f"{entry.name}: codes from {low} to {high}, expected within ±{limit} for {entry.bits} bits")
-    return torch.from_numpy(codes.reshape(entry.shape[::-1]).T.copy())
-
-
-def _shuffle(tensors: Sequence[Tensor]) -> bytes:
-    """fp16 tensors one after the other: all low bytes, then all high bytes."""
-    plain = b"".join(tensor.cpu().numpy().astype("<f2").tobytes() for tensor in tensors)
-    return np.frombuffer(plain, np.uint8).reshape(-1, 2).T.tobytes()
-
-
-def _unshuffle(stream: bytes, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """The inverse of `_shuffle`."""
-    plain = np.frombuffer(stream, np.uint8).reshape(2, -1).T.tobytes()
-    tensors, offset = [], 0
-    for shape in shapes:
-        values = np.frombuffer(plain, "<f2", math.prod(shape), offset).astype(np.float16)
-        tensors.append(torch.from_numpy(values.reshape(shape)))
-        offset += values.nbytes
-    return tensors
-
-
-def _canonical(metadata: Mapping[str, Any]) -> bytes:
-    text = json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8")
-
-
-def _header(table: Sequence[_Entry], metadata: bytes, stored_sizes: Sequence[int]) -> bytes:
-    parts = [struct.pack("<I", len(metadata)), metadata, struct.pack("<I", len(table))]
+def _parts(quantized: QuantizedModel, table: Sequence[Entry]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Planes of codes, scales and values in the table's order. Raises ArtifactError for those that do not fit it."""
+    codes: list[Tensor] = []
+    scales: list[Tensor] = []
+    values: list[Tensor] = []
     for entry in table:
-        name, dimensions = entry.name.encode("utf-8"), len(entry.shape)
-        if len(name) > MAX_NAME_BYTES:
-            raise ArtifactError(f"{entry.name!r}: {len(name)} bytes, expected a name of at most {MAX_NAME_BYTES}")
-        parts.append(
-            struct.pack(f"<B{len(name)}sBB{dimensions}I", len(name), name, entry.bits, dimensions, *entry.shape)
-        )
-    header = b"".join([*parts, struct.pack(f"<{len(stored_sizes)}I", *stored_sizes)])
-    if len(header) > MAX_HEADER_BYTES:
-        raise ArtifactError(f"header: {len(header)} bytes, expected at most {MAX_HEADER_BYTES}; shorten the metadata")
-    return header
+        if entry.bits:
+            planes, numbers = _split(quantized.matrices[entry.name])
+            codes += [_checked_codes(entry, *pair) for pair in zip(planes, entry.planes(), strict=True)]
+            scales += [_checked_numbers(entry, *pair) for pair in zip(numbers, entry.numbers(), strict=True)]
+        else:
+            values.append(_checked_numbers(entry, quantized.vectors[entry.name], entry.shape))
+    return codes, scales, values
 
 
-def _parse_header(header: bytes) -> tuple[dict[str, Any], list[_Entry], list[int]]:
-    """The inverse of `_header`: metadata, table, stored sizes of the streams."""
-    cursor = _Cursor(header, "header")
-    metadata = _parse_metadata(cursor.take(cursor.number(4, "metadata size"), "metadata"))
-    table: list[_Entry] = []
-    plain = 0
-    for i in range(cursor.number(4, "number of tensors")):
-        entry = _parse_entry(cursor, i)
-        if table and entry.name <= table[-1].name:
-            raise ArtifactError(
-                f"header: tensor {i} is {entry.name!r} after {table[-1].name!r}, expected names ascending"
-            )
-        plain += math.prod(entry.shape) * (1 if entry.bits else 2)
-        if plain > MAX_PLAIN_BYTES:
-            raise ArtifactError(
-                f"header: tensors up to {entry.name!r} take {plain} bytes, the limit is {MAX_PLAIN_BYTES}"
-            )
-        table.append(entry)
-    if not table:
-        raise ArtifactError("header: no tensors, expected at least one")
-    stored_sizes = [cursor.number(4, f"size of stream {i}") for i in range(len(_stream_sizes(table)))]
-    cursor.expect_end()
-    return metadata, table, stored_sizes
+def _split(matrix: QuantizedMatrix) -> tuple[list[Tensor], list[Tensor]]:
+    """A matrix's planes of codes and its scales, as `Entry.planes` and `Entry.numbers` list them."""
+    codes, scales = [matrix.codes], [matrix.scales]
+    if (own := matrix.protected) is not None:
+        left, inside, right = matrix.codes.tensor_split([own.start, own.start + own.width], dim=1)
+        codes = [torch.cat([left, right], dim=1), inside]
+        scales.append(own.scales)
+    if (mend := matrix.correction) is not None:
+        codes += [mend.left, mend.right]
+        scales += [mend.left_scale, mend.right_scales]
+    return codes, scales
 
 
-def _parse_entry(cursor: _Cursor, index: int) -> _Entry:
-    what = f"tensor {index}"
-    try:
-        name = cursor.take(cursor.number(1, what), what).decode("utf-8")
-    except UnicodeDecodeError:
-        raise ArtifactError(f"header: the name of {what} is not UTF-8") from None
-    bits, dimensions = cursor.number(1, what), cursor.number(1, what)
-    if bits not in (0, *range(2, 9)) or dimensions > MAX_DIMENSIONS or (bits and dimensions != 2):
+def _join(entry: Entry, codes: Iterator[Tensor], scales: Iterator[Tensor]) -> QuantizedMatrix:
+    """The inverse of `_split`. Raises ArtifactError for values that quantization can't give."""
+    found = [_checked_codes(entry, next(codes), plane) for plane in entry.planes()]
+    numbers = [_checked_numbers(entry, next(scales), shape) for shape in entry.numbers()]
+    whole, protected, correction = found[0], None, None
+    if own := entry.protection:
+        whole = torch.cat([whole[:, : own.start], found[1], whole[:, own.start :]], dim=1)
+        protected = Protected(*own, scales=numbers[1])
+    if entry.low_rank:
+        left, right, left_scale, right_scales = *found[-2:], *numbers[-2:]
+        correction = Correction(left, left_scale, right, right_scales, entry.low_rank.group)
+    return QuantizedMatrix(whole, numbers[0], entry.bits, protected, correction)
+
+
+def _decode(streams: Sequence[Stream], matrices: Sequence[Entry]) -> list[Tensor]:
+    """The planes of codes, each int8 [rows, cols] with memory of its own, from their streams or from one for all."""
+    planes = [(entry.name, plane) for entry in matrices for plane in entry.planes()]
+    if streams and streams[0].codec == ANS:
+        return [torch.from_numpy(codes) for codes in ans.decode(streams[0].data, [plane for _, plane in planes])]
+    found = []
+    for stream, (name, plane) in zip(streams, planes, strict=True):
+        columns = np.frombuffer(load(stream, plane.rows * plane.cols, f"codes of {name!r}"), np.int8)
+        found.append(torch.from_numpy(columns.reshape(plane.cols, plane.rows).T.copy()))
+    return found
+
+
+def _numbers(stream: Stream, entries: Sequence[Entry], what: str) -> list[Tensor]:
+    """The fp16 tensors of some rows of the table, one after the other."""
+    shapes = [shape for entry in entries for shape in entry.numbers()]
+    return unshuffle(load(stream, 2 * sum(map(math.prod, shapes)), what), shapes)
+
+
+def _checked_codes(entry: Entry, codes: Tensor, plane: Plane) -> Tensor:
+    if codes.dtype != torch.int8 or codes.shape != (plane.rows, plane.cols):
         raise ArtifactError(
-            f"header: {name!r} has kind {bits} and {dimensions} dimensions, expected 2 to 8 and 2, or 0"
+            f"{entry.name}: codes {codes.dtype} {list(codes.shape)}, expected int8 [{plane.rows}, {plane.cols}]"
         )
-    shape = tuple(cursor.number(4, what) for _ in range(dimensions))
-    if 0 in shape:
-        raise ArtifactError(f"header: {name!r} has shape {list(shape)}, expected no empty tensors")
-    return _Entry(name, bits, shape)
+    values = codes.cpu().numpy()  # without threads: on a busy machine torch's wait a second for each other
+    low, high = int(values.min()), int(values.max())
+    if low < plane.low or high > plane.high:
+        raise ArtifactError(f"{entry.name}: codes from {low} to {high}, expected from {plane.low} to {plane.high}")
+    return codes
 
 
-def _parse_metadata(text: bytes) -> dict[str, Any]:
-    """Metadata that `_canonical` gives back byte for byte, so nothing hides in doubled keys or white space."""
-    try:
-        metadata: dict[str, Any] = json.loads(text.decode("utf-8"))
-        canonical = isinstance(metadata, dict) and _canonical(metadata) == text
-    except (ValueError, RecursionError):
-        canonical = False
-    if not canonical:
-        raise ArtifactError("header: metadata is not a JSON object in canonical form")
-    return metadata
-
-
-def _inflate(stream: bytes, size: int, what: str) -> bytes:
-    """Exactly `size` bytes of a brotli stream, never holding more than 32 KiB beyond them and brotli's window."""
-    decoder = brotli.Decompressor()
-    parts: list[bytes] = []
-    held = 0
-    try:
-        while held <= size and not decoder.is_finished():
-            # An empty answer, and nothing else, means that the decoder waits for input that does not exist:
-            # `can_accept_more_data` is true as well while the last bits taken in still stand for much output.
-            parts.append(decoder.process(b"" if parts else stream, output_buffer_limit=1 << 15))
-            held += len(parts[-1])
-            if not parts[-1] and not decoder.is_finished():
-                raise ArtifactError(f"{what}: ends after {held} of {size} bytes")
-    except brotli.error:
-        raise ArtifactError(f"{what}: not a brotli stream, or something follows it") from None
-    if held != size:
+def _checked_numbers(entry: Entry, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if numbers.dtype != torch.float16 or numbers.shape != shape:
         raise ArtifactError(
-            f"{what}: decompresses to {'more' if held > size else 'less'} than the {size} bytes promised"
+            f"{entry.name}: numbers {numbers.dtype} {list(numbers.shape)}, expected float16 {list(shape)}"
         )
-    return b"".join(parts)
-
-
-class _Cursor:
-    """Reads forward through bytes; raises ArtifactError instead of running over their end."""
-
-    def __init__(self, data: bytes, where: str) -> None:
-        self.data, self.where, self.offset = data, where, 0
-
-    def take(self, count: int, what: str) -> bytes:
-        if count > len(self.data) - self.offset:
-            raise ArtifactError(f"{self.where}: {what} needs {count} bytes at offset {self.offset} of {len(self.data)}")
-        self.offset += count
-        return self.data[self.offset - count : self.offset]
-
-    def number(self, count: int, what: str) -> int:
-        return int.from_bytes(self.take(count, what), "little")
-
-    def expect_end(self) -> None:
-        if self.offset != len(self.data):
-            raise ArtifactError(f"{self.where}: {len(self.data) - self.offset} bytes after the end, expected none")
+    if not numbers.isfinite().all() or (entry.bits and not (numbers > 0).all()):
+        raise ArtifactError(f"{entry.name}: an fp16 number is NaN, infinite, or a scale that is not positive")
+    return numbers

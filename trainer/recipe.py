@@ -232,6 +232,7 @@ def check(recipe: Recipe) -> None:
             f"eval.stride: got {recipe.eval.stride}, expected a divisor of train.sequence_length "
             f"= {train.sequence_length}"
         )
+    check_quantizer(recipe)
     check_adaptation(recipe)
     if not train.seconds and not train.steps:
         raise RecipeError("train.seconds and train.steps are both 0, so training would never end; set one of them")
@@ -250,6 +251,26 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             f"corpus.documents: got {recipe.corpus.documents}, expected more than "
             f"corpus.validation_documents = {recipe.corpus.validation_documents}"
+        )
+
+
+def check_quantizer(recipe: Recipe) -> None:
+    """The relations of the keys that shape the artifact."""
+    model, gptq, limit = recipe.model, recipe.gptq, recipe.artifact.limit_bytes
+    if 1 in (gptq.attention_bits, gptq.mlp_bits):
+        raise RecipeError(
+            f"gptq: attention_bits {gptq.attention_bits}, mlp_bits {gptq.mlp_bits}; expected 2 to 8, or 0 for "
+            f"gptq.matrix_bits = {gptq.matrix_bits}"
+        )
+    if gptq.protect_groups and gptq.protect_width >= model.width:
+        raise RecipeError(f"gptq.protect_width: got {gptq.protect_width}, expected less than model.width = {model.width}")
+    fewest = model.kv_heads * (model.width // model.heads)
+    if gptq.lqer_matrices and gptq.lqer_rank > fewest:
+        raise RecipeError(f"gptq.lqer_rank: got {gptq.lqer_rank}, expected at most the {fewest} rows of k and v")
+    if gptq.target_bytes >= limit:
+        raise RecipeError(
+            f"gptq.target_bytes: got {gptq.target_bytes}, expected less than artifact.limit_bytes = {limit}, which the "
+            "code counts toward too"
         )
 
 

@@ -133,13 +133,34 @@ class Train:
 class Gptq:
     matrix_bits: int = key(6, "bits of the matrices' codes", low=2, high=8)
     matrix_k: float = key(12.85, "SDClip: clip of a matrix row in standard deviations", above=0.0)
+    attention_bits: int = key(0, "bits of q, k, v and o, 0 = matrix_bits", low=0, high=8)
+    attention_k: float = key(0.0, "clip of q, k, v and o, 0 = matrix_k", low=0.0)
+    mlp_bits: int = key(0, "bits of up and down, 0 = matrix_bits", low=0, high=8)
+    mlp_k: float = key(0.0, "clip of up and down, 0 = matrix_k", low=0.0)
     embed_bits: int = key(8, "bits of the embedding's codes", low=2, high=8)
     embed_k: float = key(20.0, "SDClip: clip of an embedding row in standard deviations", above=0.0)
-    damping: float = key(0.01, "share of the Hessian's mean diagonal added to it", low=0.0)
-    block: int = key(128, "columns per lazy update", low=1)
+    hessian_clip: float = key(
+        0.0, "how much a row's clip follows its share of the output (pg#1412: .175), 0 = off", low=0.0, high=1.0
+    )
+    damping: float = key(0.01, "share of the Hessian's diagonal added to it", low=0.0)
+    damping_by: Literal["mean", "diagonal"] = key(
+        "mean", "share of the mean of that diagonal, or of each of its entries"
+    )
+    attention_damping: float = key(0.0, "damping of q, k, v and o, 0 = damping", low=0.0)
+    mlp_damping: float = key(0.0, "damping of up and down, 0 = damping", low=0.0)
+    block: int = key(16, "columns rounded one by one before a product feeds their loss back", low=1)
     calibration: Literal["train", "val", "self"] = key(
         "train", "whose sequences the Hessians see; val contaminates, self = text that the model writes"
     )
+    protect_groups: int = key(
+        0, "groups of columns with codes of more bits (pg#1908), at most one a matrix, 0 = off", low=0
+    )
+    protect_width: int = key(64, "columns in such a group", low=1)
+    protect_bits: int = key(8, "bits of their codes", low=2, high=8)
+    lqer_matrices: int = key(0, "matrices that get a low-rank correction (LQER, pg#1797), 0 = off", low=0)
+    lqer_rank: int = key(4, "rank of a correction", low=1, high=256)
+    lqer_group: int = key(64, "entries of a correction's right factor that share a scale", low=1, high=65_535)
+    target_bytes: int = key(0, "bytes of the model's file, reached by one factor on every k, 0 = k as it is", low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +171,7 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Artifact:
+    codec: Literal["brotli", "ans"] = key("brotli", "what codes are compressed with; ans = an entropy coder")
     quality: int = key(11, "brotli's quality", low=0, high=11)
     limit_bytes: int = key(16_000_000, "code and model together, decimal bytes", low=1)
 

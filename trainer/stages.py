@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from trainer import artifact, calibration, checkpoint, contamination, source
+from trainer import artifact, calibration, checkpoint, contamination, source, submission
 from trainer import recipe as recipes
 from trainer.data import DataSet
 from trainer.distributed import world
@@ -83,13 +83,14 @@ def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
         with log.phase("setup"):
             trained, sites = read_trained(layout.stage("train", seed))
         prepared = prepare(layout, recipe, seed, trained, log, data_digest=training["data_digest"])
-        with log.phase("quantize"):
-            model = quantize_model(prepared.submitted.weights, prepared.submitted.hessians, sites, recipe.gptq)
-            beside = write_beside(folder, prepared, sites, recipe)
         lineage = {name: training[name] for name in ("recipe_digest", "training_digest")}
         about = {"seed": seed, "train": lineage, "quantize": recipes.digest(recipe, stage="quantize")}
         reasons = contamination.of_artifact(recipe)
-        digest, size = seal(folder / "model.golf", model, about | {"contaminated": reasons}, recipe, log)
+        metadata, material = about | {"contaminated": reasons}, prepared.submitted
+        with log.phase("quantize"):
+            made = submission.make(material.weights, material.hessians, sites, recipe, metadata=metadata, log=log.line)
+            beside = write_beside(folder, prepared, sites, recipe, factor=made.factor)
+        digest, size = seal(folder / "model.golf", made.model, metadata, recipe, log)
         code, limit = source.packed_size(), recipe.artifact.limit_bytes
         metrics = {
             "seed": seed,
@@ -100,6 +101,8 @@ def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
             "limit_bytes": recipe.artifact.limit_bytes,
             "total_bytes": size + code,
             "parameters": training["parameters"],
+            "codec": recipe.artifact.codec,
+            "k_factor": made.factor,
             "contaminated": reasons,
         }
         write_json(folder / "metrics.json", metrics | prepared.fit | beside)
@@ -131,18 +134,20 @@ def read_hessians(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return hessians, sites
 
 
-def write_beside(folder: Path, prepared: Prepared, sites: dict[str, str], recipe: Recipe) -> dict[str, Any]:
+def write_beside(
+    folder: Path, prepared: Prepared, sites: dict[str, str], recipe: Recipe, *, factor: float
+) -> dict[str, Any]:
     """What is no part of the submission, where there is any; returns what the metrics say about it.
 
-    That are calibration sequences that are not train's own, and the reference as quantization leaves it: fp32, never
-    packed.
+    That are calibration sequences that are not train's own, and the reference as quantization with the submission's
+    `factor` leaves it: fp32, never packed.
     """
     if prepared.sequences:
         calibration.save(folder / "calibration.safetensors", prepared.sequences)
     if prepared.reference is None:
         return {}
     weights, hessians = prepared.reference.weights, prepared.reference.hessians
-    quantized = dequantize_model(quantize_model(weights, hessians, sites, recipe.gptq))
+    quantized = dequantize_model(quantize_model(weights, hessians, sites, recipe.gptq, factor=factor))
     path = folder / "reference.safetensors"
     checkpoint.save(path, quantized, {})
     return {"reference_sha256": sha256_file(path)}
@@ -151,7 +156,7 @@ def write_beside(folder: Path, prepared: Prepared, sites: dict[str, str], recipe
 def seal(path: Path, model: QuantizedModel, metadata: dict[str, Any], recipe: Recipe, log: RunLog) -> tuple[str, int]:
     """Write the artifact, read it back, announce it: its digest and its bytes."""
     with log.phase("compress"):
-        artifact.write(path, model, metadata=metadata, quality=recipe.artifact.quality, threads=recipe.dist.threads)
+        artifact.write(path, model, metadata=metadata, **submission.packing(recipe))
     with log.phase("read back"):
         check_same(model, artifact.read(path)[0])
     digest, size = sha256_file(path), path.stat().st_size

@@ -52,13 +52,42 @@ def test_an_honest_artifact_comes_out_bit_for_bit(honest: Path) -> None:
     assert found.numbers > 40_000
 
 
-@pytest.mark.parametrize("settings", [{"gptq__calibration": "val"}, {"ttt__mode": "prequant"}])
-def test_what_the_quantizer_saw_besides_shows(honest: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    """A ledger that tells of an honest quantization, around an artifact that saw validation: the numbers differ."""
+OPTIONS = {
+    "artifact__codec": "ans",
+    "gptq__target_bytes": 19_000,
+    "gptq__hessian_clip": 0.175,
+    "gptq__damping_by": "diagonal",
+    "gptq__mlp_k": 11.0,
+    "gptq__protect_groups": 1,
+    "gptq__protect_width": 8,
+    "gptq__lqer_matrices": 2,
+}
+
+
+def test_an_artifact_with_every_option_comes_out_bit_for_bit(honest: Path, tmp_path: Path) -> None:
+    """What the options and the search for the size decide follows from weights, Hessians and recipe alone."""
+    run = without_quantize(honest, tmp_path)
+    toyruns.record_stage(
+        run, "quantize", toy_recipe(**(SETTINGS | OPTIONS)), ledger.seal_of(toyruns.ledger_of(run, "train"))
+    )
+    assert 18_000 < (run / ARTIFACT).stat().st_size <= 19_000
+    found = check(run, **OPTIONS)
+    assert (found.differing, found.mismatches, found.reason) == (0, (), "")
+    assert check(run, **(OPTIONS | {"gptq__target_bytes": 17_000})).differing > 0.1 * found.numbers
+
+
+def without_quantize(honest: Path, tmp_path: Path) -> Path:
     run = tmp_path / "run"
     shutil.copytree(honest, run)
     for made in (run / "quantize", toyruns.ledger_of(run, "quantize"), run / "clock/clock.quantize.1"):
         shutil.rmtree(made)
+    return run
+
+
+@pytest.mark.parametrize("settings", [{"gptq__calibration": "val"}, {"ttt__mode": "prequant"}])
+def test_what_the_quantizer_saw_besides_shows(honest: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A ledger that tells of an honest quantization, around an artifact that saw validation: the numbers differ."""
+    run = without_quantize(honest, tmp_path)
     seal = ledger.seal_of(toyruns.ledger_of(run, "train"))
     toyruns.record_stage(run, "quantize", toy_recipe(**(SETTINGS | settings)), seal)
     digest = sha256_file(run / ARTIFACT, remedy="")

@@ -21,10 +21,11 @@ ROOT = Path(__file__).parents[2]
 
 def key_values() -> st.SearchStrategy[dict[str, Any]]:
     """A typed value within range for some keys each; relations between keys are kept out of the way."""
+    related = {f"gptq.{n}" for n in ("attention_bits", "mlp_bits", "protect_groups", "lqer_matrices", "target_bytes")}
     free = [
         name
         for name in recipes.known_keys()
-        if name.startswith(("muon.", "adam.", "gptq.", "artifact.")) or name == "qk_gain"
+        if (name.startswith(("muon.", "adam.", "gptq.", "artifact.")) and name not in related) or name == "qk_gain"
     ]
     free += ["train.lr_floor", "train.clip", "train.replay", "corpus.path", "train.compile", "model.softcap"]
     return st.lists(st.sampled_from(sorted(free)), unique=True).flatmap(
@@ -162,6 +163,10 @@ def test_an_explicit_value_wins_over_the_scale() -> None:
         ("ttt.mode=prequant+", "expected none or prequant"),
         ("ttt.mode=", "expected none or prequant"),
         ("gptq.calibration=validation", "expected train or val or self"),
+        ("gptq.mlp_bits=1", "expected 2 to 8, or 0 for gptq.matrix_bits = 6"),
+        ("gptq.damping_by=median", "expected mean or diagonal"),
+        ("gptq.target_bytes=16000000", "expected less than artifact.limit_bytes = 16000000"),
+        ("artifact.codec=lzma", "expected brotli or ans"),
         ("track=C", "expected none or A or B"),
         ("ttt.momentum=1", "expected at most 0.9999"),
         ("model=3", "model is a section"),
@@ -256,6 +261,21 @@ def test_keys_of_a_mode_are_held_to_its_relations(more: dict[str, str], said: st
     with pytest.raises(RecipeError, match=said):
         recipes.resolve({"scale": "cpu"} | more)
     recipes.resolve({"scale": "cpu"} | more | {"ttt.mode": "none"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "switch", "said"),
+    [
+        ("protect_width", "96", "protect_groups", "expected less than model.width = 96"),
+        ("lqer_rank", "49", "lqer_matrices", "expected at most the 48 rows of k and v"),
+    ],
+)
+def test_keys_of_an_option_are_held_to_the_model(key: str, value: str, switch: str, said: str) -> None:
+    """What an option of the quantizer can't work with is refused where it is on, and lies idle where it is off."""
+    flat = {"scale": "cpu", f"gptq.{key}": value}
+    with pytest.raises(RecipeError, match=rf"gptq\.{key}: got {value}, {said}"):
+        recipes.resolve(flat | {f"gptq.{switch}": "1"})
+    recipes.resolve(flat)
 
 
 def test_nothing_that_touches_validation_is_a_key_of_training() -> None:

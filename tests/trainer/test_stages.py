@@ -133,7 +133,9 @@ def test_a_changed_shard_is_seen_by_its_hash(layout: Layout) -> None:
 def test_metrics_that_lack_something_are_named(layout: Layout, text: str) -> None:
     """A damaged metrics.json is one line with the path and the stage to run."""
     (layout.stage("train", SEED) / "metrics.json").write_text(text)
-    with pytest.raises(DataError, match="lacks recipe_digest, data_digest, training_digest, parameters; run `dvc repro train@1`"):
+    with pytest.raises(
+        DataError, match="lacks recipe_digest, data_digest, training_digest, parameters; run `dvc repro train@1`"
+    ):
         again(layout, "quantize")
 
 
