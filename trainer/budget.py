@@ -29,8 +29,8 @@ from trainer.quantizer import coding
 from trainer.settings import Gptq
 
 LEAST_K = 6.0
-"""No clip is brought below this, where what is cut off begins to cost more than finer steps save: on a trained model of
-4.9 million parameters the H-weighted error is least at k 6.4 in attention and 3.9 in the MLP (int6), 10 in E (int8)."""
+"""No clip is brought below this. The squared error falls with k while steps get finer and rises again when more is cut
+off than that: rows with the tails of t₈ lose least at k 5.0 with 6 bits, 6.3 with 7 and 7.5 with 8."""
 HIGHEST_FACTOR = 64.0
 """At int6 and k 12.85 a step is then 27 standard deviations of its row: every code is 0."""
 NEAR = 1e-3

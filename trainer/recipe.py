@@ -263,7 +263,9 @@ def check_quantizer(recipe: Recipe) -> None:
             f"gptq.matrix_bits = {gptq.matrix_bits}"
         )
     if gptq.protect_groups and gptq.protect_width >= model.width:
-        raise RecipeError(f"gptq.protect_width: got {gptq.protect_width}, expected less than model.width = {model.width}")
+        raise RecipeError(
+            f"gptq.protect_width: got {gptq.protect_width}, expected less than model.width = {model.width}"
+        )
     fewest = model.kv_heads * (model.width // model.heads)
     if gptq.lqer_matrices and gptq.lqer_rank > fewest:
         raise RecipeError(f"gptq.lqer_rank: got {gptq.lqer_rank}, expected at most the {fewest} rows of k and v")

@@ -135,6 +135,8 @@ def _tree(symbol: int, bits: int) -> list[tuple[int, int]]:
 
 CROWDS: tuple[Callable[[int], bytes], ...] = (vectors, matrices, planes)
 BY_ANS = (ans_codes, noise, predicted, planes)
+AT_THE_LIMITS = (noise, predicted)
+"""Of little content they are no other than `ans_codes`."""
 BOMBS = (brotli_codes, ans_codes, noise, predicted, protected_codes, values, slow, *CROWDS)
 
 

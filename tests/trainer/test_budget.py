@@ -27,7 +27,7 @@ from trainer.budget import (
 )
 from trainer.clipping import round_codes, row_scales
 from trainer.errors import ArtifactError
-from trainer.quantized import Protected, QuantizedMatrix, QuantizedModel
+from trainer.quantized import Protected, QuantizedMatrix, QuantizedModel, dequantize
 from trainer.quantizer import quantize_model
 from trainer.settings import Gptq
 
@@ -146,6 +146,21 @@ def test_no_clip_is_brought_below_the_least() -> None:
     assert lowest_factor(SITES, Gptq(mlp_k=9.0)) == LEAST_K / 9
     assert lowest_factor([E], Gptq(mlp_k=9.0)) == LEAST_K / 20
     assert lowest_factor(SITES, Gptq(attention_k=2.0)) == 1.0
+
+
+@pytest.mark.parametrize(("bits", "best"), [(6, 5.0), (7, 6.25), (8, 7.5)])
+def test_below_the_least_clip_more_is_cut_off_than_gained(bits: int, best: float) -> None:
+    """With tails of t₈ the error over k has its minimum where LEAST_K says, and is far from it at half of LEAST_K."""
+    weight = torch.from_numpy(np.random.default_rng(0).standard_t(8, (64, 2048))).float()
+
+    def error(k: float) -> float:
+        scales = row_scales(weight, bits=bits, k=k)
+        return float((weight - dequantize(round_codes(weight, scales, bits=bits), scales)).square().mean())
+
+    tried = {k: error(k) for k in np.arange(3, 12, 0.25)}
+    assert min(tried, key=tried.__getitem__) == pytest.approx(best, abs=0.3)
+    assert error(LEAST_K) < 1.5 * tried[best]
+    assert error(LEAST_K / 2) > 2 * error(LEAST_K)
 
 
 @given(st.integers(0, 2**31 - 1), st.floats(0.4, 3), st.floats(1.1, 2))

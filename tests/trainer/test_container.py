@@ -258,7 +258,9 @@ def test_a_bomb_is_stopped_at_the_promised_size(where: str) -> None:
     assert _peak(data, "decompresses to more than") < 4 * size
 
 
-@pytest.mark.parametrize("bomb", bombs.BOMBS, ids=lambda bomb: bomb.__name__)
+@pytest.mark.parametrize(
+    "bomb", [bomb for bomb in bombs.BOMBS if bomb not in bombs.AT_THE_LIMITS], ids=lambda bomb: bomb.__name__
+)
 def test_memory_is_bounded_by_the_content(bomb: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading takes at most 8 bytes for each of content, 20 kB for each tensor, and the statistics of codec 2.
 
