@@ -26,7 +26,7 @@ from torch import Tensor
 from trainer import ans, container
 from trainer.ans import Plane
 from trainer.codecs import ANS, Stream, load, shuffle, store, unshuffle
-from trainer.container import Entry, LowRank, Protection
+from trainer.container import Entry, LowRank, Protection, quoted
 from trainer.errors import ArtifactError
 from trainer.files import atomic
 from trainer.quantized import Correction, Protected, QuantizedMatrix, QuantizedModel
@@ -112,7 +112,7 @@ def _table(quantized: QuantizedModel) -> list[Entry]:
     entries = [Entry(name, 0, tuple(vector.shape)) for name, vector in quantized.vectors.items()]
     for name, m in quantized.matrices.items():
         if name in quantized.vectors:
-            raise ArtifactError(f"{name}: the name of a matrix and of a vector, expected one of them")
+            raise ArtifactError(f"{quoted(name)}: the name of a matrix and of a vector, expected one of them")
         own, mend = m.protected, m.correction
         protection = Protection(own.start, own.width, own.bits) if own else None
         low_rank = LowRank(mend.left.shape[-1], mend.group) if mend else None
@@ -169,7 +169,7 @@ def _decode(streams: Sequence[Stream], matrices: Sequence[Entry]) -> list[Tensor
         return [torch.from_numpy(codes) for codes in ans.decode(streams[0].data, [plane for _, plane in planes])]
     found = []
     for stream, (name, plane) in zip(streams, planes, strict=True):
-        columns = np.frombuffer(load(stream, plane.rows * plane.cols, f"codes of {name!r}"), np.int8)
+        columns = np.frombuffer(load(stream, plane.rows * plane.cols, f"codes of {quoted(name)}"), np.int8)
         found.append(torch.from_numpy(columns.reshape(plane.cols, plane.rows).T.copy()))
     return found
 
@@ -183,20 +183,22 @@ def _numbers(stream: Stream, entries: Sequence[Entry], what: str) -> list[Tensor
 def _checked_codes(entry: Entry, codes: Tensor, plane: Plane) -> Tensor:
     if codes.dtype != torch.int8 or codes.shape != (plane.rows, plane.cols):
         raise ArtifactError(
-            f"{entry.name}: codes {codes.dtype} {list(codes.shape)}, expected int8 [{plane.rows}, {plane.cols}]"
+            f"{quoted(entry.name)}: codes {codes.dtype} {list(codes.shape)}, expected int8 [{plane.rows}, {plane.cols}]"
         )
     values = codes.cpu().numpy()  # without threads: on a busy machine torch's wait a second for each other
     low, high = int(values.min()), int(values.max())
     if low < plane.low or high > plane.high:
-        raise ArtifactError(f"{entry.name}: codes from {low} to {high}, expected from {plane.low} to {plane.high}")
+        raise ArtifactError(
+            f"{quoted(entry.name)}: codes from {low} to {high}, expected from {plane.low} to {plane.high}"
+        )
     return codes
 
 
 def _checked_numbers(entry: Entry, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
     if numbers.dtype != torch.float16 or numbers.shape != shape:
         raise ArtifactError(
-            f"{entry.name}: numbers {numbers.dtype} {list(numbers.shape)}, expected float16 {list(shape)}"
+            f"{quoted(entry.name)}: numbers {numbers.dtype} {list(numbers.shape)}, expected float16 {list(shape)}"
         )
     if not numbers.isfinite().all() or (entry.bits and not (numbers > 0).all()):
-        raise ArtifactError(f"{entry.name}: an fp16 number is NaN, infinite, or a scale that is not positive")
+        raise ArtifactError(f"{quoted(entry.name)}: an fp16 number is NaN, infinite, or a scale that is not positive")
     return numbers

@@ -164,6 +164,11 @@ def plain_sizes(table: Sequence[Entry]) -> list[int]:
     return [*(plane.rows * plane.cols for entry in table for plane in entry.planes()), scales, values]
 
 
+def quoted(name: str) -> str:
+    """The beginning of a name as an error shows it: it may come from anywhere, and an error is one short line."""
+    return repr(name[:20])
+
+
 def check_table(table: Sequence[Entry]) -> None:
     """Raises ArtifactError for a table that no file may have."""
     if not 1 <= len(table) <= MAX_TENSORS:
@@ -171,20 +176,19 @@ def check_table(table: Sequence[Entry]) -> None:
     content = 0
     for i, entry in enumerate(table):
         if i and entry.name <= table[i - 1].name:
-            raise ArtifactError(
-                f"header: tensor {i} is {entry.name!r} after {table[i - 1].name!r}, expected names ascending"
-            )
+            names = f"{quoted(entry.name)} after {quoted(table[i - 1].name)}"
+            raise ArtifactError(f"header: tensor {i} is {names}, expected names ascending")
         _check_entry(entry)
         content += sum(plain_sizes([entry]))
         if content > MAX_CONTENT_BYTES:
             raise ArtifactError(
-                f"header: tensors up to {entry.name!r} take {content} bytes, the limit is {MAX_CONTENT_BYTES}"
+                f"header: tensors up to {quoted(entry.name)} take {content} bytes, the limit is {MAX_CONTENT_BYTES}"
             )
 
 
 def _check_entry(entry: Entry) -> None:
     name, bits, shape, own, low_rank = entry
-    what = f"header: {name!r}"
+    what = f"header: {quoted(name)}"
     if not (len(shape) == 2 if bits in _BITS else bits == 0 and len(shape) <= MAX_DIMENSIONS):
         raise ArtifactError(f"{what} has kind {bits} and {len(shape)} dimensions, expected 2 to 8 and 2, or 0")
     if 0 in shape:
@@ -204,7 +208,7 @@ def _check_entry(entry: Entry) -> None:
 def _row(entry: Entry) -> bytes:
     name, dimensions = entry.name.encode("utf-8"), len(entry.shape)
     if len(name) > MAX_NAME_BYTES:
-        raise ArtifactError(f"{entry.name!r}: {len(name)} bytes, expected a name of at most {MAX_NAME_BYTES}")
+        raise ArtifactError(f"{quoted(entry.name)}: {len(name)} bytes, expected a name of at most {MAX_NAME_BYTES}")
     row = struct.pack(f"<B{len(name)}sBB{dimensions}I", len(name), name, entry.bits, dimensions, *entry.shape)
     if entry.bits:
         row += bytes([_PROTECTED * bool(entry.protection) + _CORRECTED * bool(entry.low_rank)])
@@ -234,7 +238,7 @@ def _parse_row(cursor: _Cursor, index: int, version: int) -> Entry:
     shape = tuple(cursor.number(4, what) for _ in range(dimensions))
     flags = cursor.number(1, what) if version > 1 and bits else 0
     if flags > _PROTECTED + _CORRECTED:
-        raise ArtifactError(f"header: {name!r} has flags {flags}, expected at most {_PROTECTED + _CORRECTED}")
+        raise ArtifactError(f"header: {quoted(name)} has flags {flags}, expected at most {_PROTECTED + _CORRECTED}")
     protection = Protection(*(cursor.number(n, what) for n in (4, 4, 1))) if flags & _PROTECTED else None
     low_rank = LowRank(*(cursor.number(n, what) for n in (4, 2))) if flags & _CORRECTED else None
     return Entry(name, bits, shape, protection, low_rank)
