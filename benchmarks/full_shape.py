@@ -1,6 +1,6 @@
 """The full shape through the whole chain on a CPU: train, quantize, pack, read back, score; and its bytes.
 
-    .venv/bin/python -m benchmarks.full_shape [--json FILE]
+    .venv/bin/python -m benchmarks.full_shape [--codec ans] [--json FILE]
 
 35,943,512 parameters, the real recipe in every key that shapes the model and the artifact, on random tokens. A few
 tiny steps move every matrix away from its start. The bytes do not depend on what was learned: SDClip's step is a
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer import artifact, checkpoint, recipe, source
+from trainer import artifact, checkpoint, recipe, source, submission
+from trainer.budget import entropy_bits
 from trainer.data import DataSet
 from trainer.distributed import World
 from trainer.quantized import QuantizedModel
@@ -68,9 +69,9 @@ def random_data(vocab_size: int) -> DataSet:
     return DataSet(train, (shard("val_000000.bin", 4 * LENGTH + 1),), table, facts, "sha256:none")
 
 
-def run(folder: Path, *, steps: int, quality: int, threads: int) -> dict[str, Any]:
+def run(folder: Path, *, steps: int, codec: str, threads: int) -> dict[str, Any]:
     """The chain in `folder`: sizes, seconds and the two scores."""
-    settings = recipe.resolve(TINY | {"train.steps": steps, "dist.threads": threads})
+    settings = recipe.resolve(TINY | {"train.steps": steps, "dist.threads": threads, "artifact.codec": codec})
     torch.set_num_threads(threads)
     world, data, seconds = World(rank=0, size=1, device=torch.device("cpu")), random_data(8192), {}
 
@@ -88,7 +89,7 @@ def run(folder: Path, *, steps: int, quality: int, threads: int) -> dict[str, An
     model = quantize_model(state, hessians, json.loads(about["sites"]), settings.gptq)
     now = timed("quantize", now)
     path = folder / "model.golf"
-    model_bytes = artifact.write(path, model, metadata={"seed": 1}, quality=quality, threads=threads)
+    model_bytes = artifact.write(path, model, metadata={"seed": 1}, **submission.packing(settings))
     now = timed("pack", now)
     check_same(model, artifact.read(path)[0])
     now = timed("read back", now)
@@ -113,12 +114,7 @@ def run(folder: Path, *, steps: int, quality: int, threads: int) -> dict[str, An
 
 def order0_bytes(model: QuantizedModel) -> int:
     """Σ over matrices of n·H₀ of the matrix's codes, in bytes: what no coder with one table a matrix can go under."""
-    bits = 0.0
-    for matrix in model.matrices.values():
-        counts = torch.bincount(matrix.codes.flatten().long() + 128).double()
-        share = counts[counts > 0] / counts.sum()
-        bits -= float(counts.sum() * (share * share.log2()).sum())
-    return round(bits / 8)
+    return round(sum(entropy_bits(matrix.codes) for matrix in model.matrices.values()) / 8)
 
 
 def main() -> None:
@@ -126,9 +122,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--codec", choices=("brotli", "ans"), default="brotli")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder), steps=options.steps, quality=11, threads=options.threads)
+        found = run(Path(folder), steps=options.steps, codec=options.codec, threads=options.threads)
     total = found["model_bytes"] + found["code_bytes"]
     for name, value in (found | {"total_bytes": total, "headroom_bytes": found["limit_bytes"] - total}).items():
         print(f"{name:26}", value)
