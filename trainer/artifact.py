@@ -26,8 +26,8 @@ from torch import Tensor
 from trainer import ans, container
 from trainer.ans import Plane
 from trainer.codecs import ANS, Stream, load, shuffle, store, unshuffle
-from trainer.container import Entry, LowRank, Protection, quoted
-from trainer.errors import ArtifactError
+from trainer.container import Entry, LowRank, Protection
+from trainer.errors import ArtifactError, quoted
 from trainer.files import atomic
 from trainer.quantized import Correction, Protected, QuantizedMatrix, QuantizedModel
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from trainer.ans import Plane
 from trainer.codecs import ANS, BROTLI, RAW, Stream, load, store
-from trainer.errors import ArtifactError
+from trainer.errors import ArtifactError, quoted
 from trainer.quantized import LEFT_BITS, RIGHT_BITS, q_max
 
 VERSION = 2
@@ -162,11 +162,6 @@ def plain_sizes(table: Sequence[Entry]) -> list[int]:
         for kind in (True, False)
     )
     return [*(plane.rows * plane.cols for entry in table for plane in entry.planes()), scales, values]
-
-
-def quoted(name: str) -> str:
-    """The beginning of a name as an error shows it: it may come from anywhere, and an error is one short line."""
-    return repr(name[:20])
 
 
 def check_table(table: Sequence[Entry]) -> None:

@@ -23,3 +23,8 @@ class ArtifactError(GolfError):
 
 class ResourceError(GolfError):
     """The machine lacks what the recipe asks for: disk, memory, devices, processes."""
+
+
+def quoted(name: str) -> str:
+    """The beginning of a name as an error shows it: it may come from anywhere, and an error is one short line."""
+    return repr(name[:20])

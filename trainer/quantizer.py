@@ -74,14 +74,27 @@ def quantize_model(
         problem.name: QuantizedMatrix(codes, problem.scales, problem.bits, problem.protected)
         for problem, codes in zip(problems, solved, strict=True)
     }
-    if settings.lqer_matrices:
-        matrices |= lqer.corrected(
-            weights, own, matrices, count=settings.lqer_matrices, rank=settings.lqer_rank, group=settings.lqer_group
-        )
+    matrices = corrected(weights, hessians, sites, matrices, settings)
     vectors = {name: state[name].detach().half() for name in sorted(set(state) - set(sites))}
     for name, vector in vectors.items():
         refuse_non_finite(vector, f"fp16 values of {name}")
     return QuantizedModel(matrices, vectors)
+
+
+def corrected(
+    weights: Mapping[str, Tensor],
+    hessians: Mapping[str, Tensor],
+    sites: Mapping[str, str],
+    matrices: Mapping[str, QuantizedMatrix],
+    settings: Gptq,
+) -> dict[str, QuantizedMatrix]:
+    """The matrices, those that lost most with the low-rank correction that the settings ask for."""
+    if not settings.lqer_matrices:
+        return dict(matrices)
+    own = {name: hessians[sites[name]].to(weights[name].device) for name in matrices}
+    return dict(matrices) | lqer.corrected(
+        weights, own, matrices, count=settings.lqer_matrices, rank=settings.lqer_rank, group=settings.lqer_group
+    )
 
 
 def _protected(weights: Mapping[str, Tensor], hessians: Mapping[str, Tensor], settings: Gptq) -> dict[str, int]:
