@@ -3,7 +3,7 @@
     recipe = read_recipe(tree)                                  runs/recipe.json
     replayed = replay_draws(stages, data, recipe, seed=42)      every draw and step of the training
     losses(load_artifact(path, recipe), rows, recipe)           for `audit.rescore`
-    quantize_again(load_trained(folder, recipe), recipe, path)  for `audit.requantize`
+    quantize_again(load_trained(folder, recipe), recipe, load_sealed(path, recipe))          for `audit.requantize`
 
 The only place beside packaging where the audit imports the trainer, so what it finds rests on that code: a ledger that
 agrees with it tells of the run that this recipe and seed lead to, whether the code is right or not.
@@ -15,6 +15,7 @@ the draws that went into the Hessians, and those that `quantize` took over from 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,10 +32,15 @@ from audit.splits import Data
 from trainer import artifact as artifacts
 from trainer import checkpoint, hessians, submission
 from trainer import recipe as recipes
-from trainer.errors import GolfError
+from trainer.budget import HIGHEST_FACTOR
+from trainer.data import training_digest
+from trainer.errors import ArtifactError, DataError, GolfError
+from trainer.files import read_json
 from trainer.loader import Batch, Loader
 from trainer.model import GPT as GPT
-from trainer.quantized import dequantize_model
+from trainer.quantized import QuantizedModel as QuantizedModel
+from trainer.quantized import dequantize_matrix, dequantize_model
+from trainer.quantizer import corrected, quantize_model
 from trainer.settings import VIRTUAL_RANKS as VIRTUAL_RANKS
 from trainer.settings import Recipe as Recipe
 from trainer.shards import Shard
@@ -306,10 +312,44 @@ class Trained:
     hessians: Mapping[str, torch.Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Sealed:
+    """What an artifact holds, what it says of itself, and the factor on its clips as quantize wrote it down."""
+
+    model: QuantizedModel
+    metadata: Mapping[str, Any]
+    factor: float
+
+
 def load_artifact(path: Path, recipe: Recipe) -> GPT:
     """The model in an artifact. Raises RunError if it can't be read or is not of this recipe."""
     with _readable(path, "quantize"):
         return _model(dequantize_model(artifacts.read(path)[0]), recipe)
+
+
+def load_sealed(path: Path, recipe: Recipe) -> Sealed:
+    """An artifact as it lies beside the metrics of quantize. Raises RunError if it can't be read, or is of another."""
+    with _readable(path, "quantize"):
+        model, metadata = artifacts.read(path)
+        _model(dequantize_model(model), recipe)
+        factor = 1.0
+        if recipe.gptq.target_bytes:
+            factor = read_json(path.parent / "metrics.json", remedy="run the stage quantize").get("k_factor")
+            if not isinstance(factor, float) or not 0 < factor <= HIGHEST_FACTOR:
+                raise ArtifactError(f"metrics.json has k_factor {factor!r}, expected a number up to {HIGHEST_FACTOR}")
+        return Sealed(model, metadata, factor)
+
+
+def metadata_again(recipe: Recipe, facts: Path, *, seed: int) -> dict[str, Any]:
+    """What the artifact of a recipe, a seed and the data that `facts` (data.json) describes says of itself."""
+    with _readable(facts, "data"):
+        try:
+            digest = training_digest(read_json(facts, remedy="run the stage data"))
+        except (KeyError, TypeError) as cause:
+            raise DataError(f"{facts} is damaged: {type(cause).__name__} {cause}") from None
+        return submission.metadata(
+            recipe, seed=seed, trained_by=recipes.digest(recipe, stage=TRAIN), training_digest=digest
+        )
 
 
 def load_trained(folder: Path, recipe: Recipe) -> Trained:
@@ -371,15 +411,32 @@ def hessians_again(trained: Trained, ranks: Sequence[Sequence[np.ndarray]], reci
     return {site: torch.stack([one[site] for one in found]).mean(dim=0).numpy() for site in found[0]}
 
 
-def quantize_again(trained: Trained, recipe: Recipe, path: Path) -> GPT:
-    """The model that the quantizer makes of these weights and Hessians, with the metadata of the artifact at `path`.
+def quantize_again(trained: Trained, recipe: Recipe, sealed: Sealed) -> QuantizedModel:
+    """What the quantizer makes of these weights and Hessians, its corrections of the codes that were sealed.
 
-    Metadata matter for its size alone, where the recipe has a target for it.
+    A sum that comes out otherwise in its last bit, on another machine, moves a code here and there, and with it the
+    whole correction of its matrix, and the factor that a search for a size ends with. So the factor is the one that was
+    written down, and a correction is fitted to the sealed codes: whoever made up either has other codes.
     """
     weights = {name: parameter.detach() for name, parameter in trained.gpt.named_parameters()}
-    with _readable(path, "quantize"), _threads(recipe):
-        metadata = artifacts.read(path)[1] if recipe.gptq.target_bytes else {}
-        made = submission.make(
-            weights, trained.hessians, trained.gpt.sites, recipe, metadata=metadata, log=lambda _: None
-        )
-        return _model(dequantize_model(made.model), recipe)
+    sites, settings = trained.gpt.sites, recipe.gptq
+    with _readable(Path("train"), "train"), _threads(recipe):
+        plain = dataclasses.replace(settings, lqer_matrices=0)
+        made = quantize_model(weights, trained.hessians, sites, plain, factor=sealed.factor)
+        bare = {name: dataclasses.replace(matrix, correction=None) for name, matrix in sealed.model.matrices.items()}
+        mended = corrected(weights, trained.hessians, sites, bare, settings)
+        matrices = {
+            name: dataclasses.replace(matrix, correction=mended[name].correction)
+            for name, matrix in made.matrices.items()
+        }
+        return QuantizedModel(matrices, made.vectors)
+
+
+def numbers_of(model: QuantizedModel) -> dict[str, torch.Tensor]:
+    """What a model's weights come from, for comparing: vectors, matrices as their codes decode, and corrections."""
+    found = dict(model.vectors)
+    for name, matrix in model.matrices.items():
+        found[name] = dequantize_matrix(dataclasses.replace(matrix, correction=None))
+        if matrix.correction is not None:
+            found[f"{name}, corrected by"] = matrix.correction.product()
+    return found

@@ -1,11 +1,21 @@
-"""Plain forms of what the trainer does quickly: the oracles of its tests, and the baselines of its benchmarks."""
+"""Plain forms of what the trainer does quickly: the oracles of its tests, and the baselines of its benchmarks.
+
+`quantize` is the trainer's own form for one matrix.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from trainer.gptq import Problem, solve
 from trainer.quantized import Protected, q_max
+
+
+def quantize(weight: Tensor, hessian: Tensor, scales: Tensor, *, bits: int, damping: float, block: int) -> Tensor:
+    """The trainer's GPTQ of one matrix: codes int8 [rows, cols]."""
+    problem = Problem(weight=weight, hessian=hessian, scales=scales, bits=bits, damping=damping)
+    return solve([problem], block=block)[0]
 
 
 def upper_factor_of_inverse(hessian: Tensor) -> Tensor:

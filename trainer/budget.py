@@ -10,15 +10,16 @@ says about the bytes, and a few real packs correct what that misses. The Hessian
     )
 
 Steps that are twice as wide save one bit a code, or less where most codes are 0 (techniques of compression: h = 2.05 +
-log₂(q_max/k) bits), which is the slope that the search starts with. Nothing is drawn: the factor follows from weights,
-Hessians and recipe.
+log₂(q_max/k) bits), which is the slope that the search starts with. Nothing is drawn; but the factor follows from the
+bytes of real files, so from the version of the codec's library and the length of the metadata too, not from weights,
+Hessians and recipe alone. An audit therefore takes the factor that quantize wrote down and holds the codes against it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -26,13 +27,10 @@ from torch import Tensor
 from trainer.errors import ArtifactError
 from trainer.quantized import LEFT_BITS, RIGHT_BITS, QuantizedMatrix, QuantizedModel
 from trainer.quantizer import coding
-from trainer.settings import Gptq
+from trainer.settings import LEAST_K, Gptq
 
-LEAST_K = 6.0
-"""No clip is brought below this. The squared error falls with k while steps get finer and rises again when more is cut
-off than that: rows with the tails of t₈ lose least at k 5.0 with 6 bits, 6.3 with 7 and 7.5 with 8."""
 HIGHEST_FACTOR = 64.0
-"""At int6 and k 12.85 a step is then 27 standard deviations of its row: every code is 0."""
+"""At int6 and k 12.85 a step is then 27 standard deviations of its row: all but outliers have code 0."""
 NEAR = 1e-3
 """A file that is under the target by less than this share is near enough; aimed at is `_MARGIN` below."""
 MOST_PACKS = 4
@@ -72,35 +70,51 @@ def fit(
 ) -> Fitted:
     """The model with the factor, at least `lowest`, that makes its file at most `target` bytes and near them.
 
-    `quantize` gives the model of a factor, `pack` the bytes of its file. With the finest steps that `lowest` allows
-    the file may stay far below the target; that is said and taken. Raises ArtifactError for a target that not even
-    the coarsest steps reach.
+    `quantize` gives the model of a factor, `pack` the bytes of its file; no factor is packed twice. With the finest
+    steps that `lowest` allows the file may stay far below the target; that is said and taken. Raises ArtifactError for
+    a target that not even the coarsest steps reach.
     """
     best: Fitted | None = None
-    last = probe = _probe(quantize, 1.0)
-    slack, rate, size, packs = _MARGIN * target, 1.0, 0, 0
-    wanted = target - slack
-    while True:
-        last, probe = probe, _seek(quantize, probe, wanted, lowest)
-        before, size, packs = size, pack(probe.model), packs + 1
+    packed: dict[float, tuple[float, int]] = {}  # factor → estimate and bytes, in the order of the packs
+    probe = _probe(quantize, 1.0)
+    while not _enough(best, packed, target=target, lowest=lowest):
+        probe = _seek(quantize, probe, _wanted(packed.values(), target), lowest)
+        if probe.factor in packed:
+            if best is not None:
+                break
+            probe = _probe(quantize, HIGHEST_FACTOR)
+        size = pack(probe.model)
+        packed[probe.factor] = probe.estimate, size
         log(f"k x {probe.factor:.4f}: {size:,} bytes, {abs(target - size):,} {'over' if size > target else 'under'}")
         if size <= target and (best is None or size > best.bytes):
-            best = Fitted(probe.factor, probe.model, size, packs)
-        elif size > target and probe.factor == HIGHEST_FACTOR:
-            raise ArtifactError(
-                f"gptq.target_bytes: the file has {size:,} bytes with every code 0, expected at most {target:,}; "
-                "raise the target or make the model smaller"
-            )
-        near = best is not None and target - best.bytes <= NEAR * target
-        if best is not None and (near or packs >= MOST_PACKS or probe.factor == lowest):
-            if best.factor == lowest and not near:
-                log(f"k x {lowest:.4f} is as fine as these bits allow, {target:,} bytes would take more bits")
-            return dataclasses.replace(best, packs=packs)
-        if packs > 1 and abs(probe.estimate - last.estimate) > 10 * NEAR * target:
-            rate = max(0.5, min((size - before) / (probe.estimate - last.estimate), 2.0))
-        if size > target and packs >= MOST_PACKS - 1:
-            slack = 2 * slack + size - target  # to be over so late is noise, from which to keep away
-        wanted = probe.estimate + (target - slack - size) / rate
+            best = Fitted(probe.factor, probe.model, size, 0)
+    if best is None:
+        raise ArtifactError(
+            f"gptq.target_bytes: the file has {packed[HIGHEST_FACTOR][1]:,} bytes with the coarsest steps tried "
+            f"(k x {HIGHEST_FACTOR:g}), expected at most {target:,}; raise the target or make the model smaller"
+        )
+    if best.factor == lowest and target - best.bytes > NEAR * target:
+        log(f"k x {lowest:.4f} is as fine as these bits allow, {target:,} bytes would take more bits")
+    return dataclasses.replace(best, packs=len(packed))
+
+
+def _enough(best: Fitted | None, packed: Collection[float], *, target: int, lowest: float) -> bool:
+    """Whether no more is packed: near enough, often enough, or at an end of what may be tried."""
+    if best is None:
+        return HIGHEST_FACTOR in packed
+    return target - best.bytes <= NEAR * target or len(packed) >= MOST_PACKS or best.factor == lowest
+
+
+def _wanted(packed: Iterable[tuple[float, int]], target: int) -> float:
+    """The estimate of a model whose file is a little under the target, by the estimates and bytes of the packs."""
+    slack, rate, estimate, size = _MARGIN * target, 1.0, 0.0, 0
+    for count, (found, taken) in enumerate(packed, start=1):
+        if count > 1 and abs(found - estimate) > 10 * NEAR * target:
+            rate = max(0.5, min((taken - size) / (found - estimate), 2.0))
+        if taken > target and count >= MOST_PACKS - 1:
+            slack = 2 * slack + taken - target  # to be over so late is noise, from which to keep away
+        estimate, size = found, taken
+    return estimate + (target - slack - size) / rate
 
 
 def _seek(quantize: Callable[[float], QuantizedModel], start: _Probe, wanted: float, lowest: float) -> _Probe:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -265,12 +265,8 @@ class DataSet:
 
     @property
     def training_digest(self) -> str:
-        """`sha256:…` of what weights can come from: the tokenizer's digest; names, counts and digests of train shards.
-
-        It stays the same with other validation text, so it may stand in an artifact.
-        """
-        seen = [self.facts["tokenizer"]["sha256"], self.facts["splits"]["train"]["shards"]]
-        return "sha256:" + hashlib.sha256(json.dumps(seen, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        """`training_digest` of the facts."""
+        return training_digest(self.facts)
 
     @classmethod
     def open(
@@ -317,6 +313,15 @@ class DataSet:
             raise DataError(f"{path} is damaged: {type(error).__name__} {error}; run the data stage again") from None
         _check_windows(opened, length=recipe.train.sequence_length)
         return cls(opened.get("train", ()), opened.get("val", ()), tokens.byte_table, facts, sha256_file(path))
+
+
+def training_digest(facts: Mapping[str, Any]) -> str:
+    """`sha256:…` of what weights can come from: the tokenizer's digest; names, counts and digests of training shards.
+
+    It stays the same with other validation text, so it may stand in an artifact.
+    """
+    seen = [facts["tokenizer"]["sha256"], facts["splits"]["train"]["shards"]]
+    return "sha256:" + hashlib.sha256(json.dumps(seen, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _open_shard(directory: Path, entry: Any, *, vocab_size: int | None, verify: bool) -> Shard:

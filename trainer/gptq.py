@@ -39,7 +39,7 @@ MAX_DAMPING = 1.0
 MAX_STEPS = 2.0**100
 """Weights beyond this many steps count as this many, so that no sum of losses overflows fp32."""
 ROWS = 4096
-"""Rows that go through the loop together on a CPU: few enough for a core's cache, and for work on every core."""
+"""Rows that go through the loop together on a CPU, or one stack if that has more: few enough for a core's cache, and for work on every core."""
 LEAD = 128
 """Columns that Cholesky eliminates in float64: at 2,048 columns the factor is off by a fifteenth of fp32's error."""
 
@@ -67,14 +67,6 @@ Stack = list[Problem]
 """Problems with one Hessian, damping and number of bits, whose rows are stacked."""
 Batch = list[Stack]
 """Stacks of one shape and number of bits, which go through the loop together."""
-
-
-def quantize(
-    weight: Tensor, hessian: Tensor, scales: Tensor, *, bits: int, damping: float, block: int, name: str = "matrix"
-) -> Tensor:
-    """`solve` for one matrix."""
-    problem = Problem(weight=weight, hessian=hessian, scales=scales, bits=bits, damping=damping, name=name)
-    return solve([problem], block=block)[0]
 
 
 def solve(problems: Sequence[Problem], *, block: int, damping_by: Damping = "mean") -> list[Tensor]:
@@ -123,7 +115,10 @@ def _check_finite(problems: Sequence[Problem]) -> None:
 
 
 def _batches(problems: Sequence[Problem]) -> list[Batch]:
-    """Stacks of one shape, bits and device together, at most ROWS rows on a CPU; the costliest batches first."""
+    """Stacks of one shape, bits and device together, the costliest batches first.
+
+    On a CPU a batch has at most ROWS rows, unless one stack has more (the embedding's 8,192): that is one by itself.
+    """
     stacks: dict[tuple[Any, ...], Stack] = {}
     for problem in problems:
         alone = problem if problem.protected else None

@@ -21,8 +21,8 @@ from trainer import lqer
 from trainer.clipping import refuse_non_finite, row_clips, row_scales
 from trainer.errors import ArtifactError
 from trainer.gptq import Problem, solve
-from trainer.protection import most_salient
-from trainer.quantized import Protected, QuantizedMatrix, QuantizedModel
+from trainer.protection import most_salient, protect
+from trainer.quantized import QuantizedMatrix, QuantizedModel
 from trainer.settings import Gptq
 
 
@@ -67,8 +67,8 @@ def quantize_model(
     # One object for all matrices of a site, by which `solve` knows that they share their Hessian.
     moved = {sites[name]: hessians[sites[name]].to(weight.device) for name, weight in weights.items()}
     own = {name: moved[sites[name]] for name in weights}
-    starts = _protected(weights, own, settings)
-    problems = [_problem(name, weights[name], own[name], starts.get(name), settings, factor) for name in weights]
+    chosen = _protected(weights, own, settings)
+    problems = [_problem(name, weights[name], own[name], chosen.get(name), settings, factor) for name in weights]
     solved = solve(problems, block=settings.block, damping_by=settings.damping_by)
     matrices = {
         problem.name: QuantizedMatrix(codes, problem.scales, problem.bits, problem.protected)
@@ -97,16 +97,18 @@ def corrected(
     )
 
 
-def _protected(weights: Mapping[str, Tensor], hessians: Mapping[str, Tensor], settings: Gptq) -> dict[str, int]:
-    """The matrices with protected columns and where these begin: none whose codes are as fine as that anyway."""
+def _protected(weights: Mapping[str, Tensor], hessians: Mapping[str, Tensor], settings: Gptq) -> dict[str, range]:
+    """The matrices with protected columns, and which: none whose codes are as fine as that anyway."""
     if not settings.protect_groups:
         return {}
     coarse = {n: weight for n, weight in weights.items() if coding(n, settings).bits < settings.protect_bits}
     return most_salient(coarse, hessians, width=settings.protect_width, count=settings.protect_groups)
 
 
-def _problem(name: str, weight: Tensor, hessian: Tensor, start: int | None, settings: Gptq, factor: float) -> Problem:
-    """What GPTQ is to solve for one matrix, with the columns from `start` protected if there is one."""
+def _problem(
+    name: str, weight: Tensor, hessian: Tensor, columns: range | None, settings: Gptq, factor: float
+) -> Problem:
+    """What GPTQ is to solve for one matrix, with `columns` protected if there are any."""
     bits, k, damping = coding(name, settings)
     k *= factor
     clips: float | Tensor = k
@@ -114,10 +116,8 @@ def _problem(name: str, weight: Tensor, hessian: Tensor, start: int | None, sett
         clips = row_clips(weight, hessian, k=k, share=settings.hessian_clip, name=name)
     scales = row_scales(weight, bits=bits, k=clips, name=name)
     protected = None
-    if start is not None:
-        columns = weight[:, start : start + settings.protect_width]
-        finer = row_scales(columns, bits=settings.protect_bits, k=clips, name=name)
-        protected = Protected(start, columns.shape[1], settings.protect_bits, finer)
+    if columns is not None:
+        protected = protect(weight, columns, bits=settings.protect_bits, k=clips, name=name)
     return Problem(
         weight=weight, hessian=hessian, scales=scales, bits=bits, damping=damping, name=name, protected=protected
     )

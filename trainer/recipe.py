@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trainer.errors import DataError, RecipeError
 from trainer.files import sha256_file
-from trainer.settings import SCALES, STAGES, VIRTUAL_RANKS, Recipe
+from trainer.settings import LEAST_K, SCALES, STAGES, VIRTUAL_RANKS, Recipe
 
 AUTO = "auto"
 
@@ -207,11 +207,26 @@ def _check_range(name: str, value: float, metadata: Mapping[str, Any]) -> None:
 
 def check(recipe: Recipe) -> None:
     """The relations between keys. Raises RecipeError with both values and what to change."""
-    model, train, loop = recipe.model, recipe.train, recipe.loop
     if VIRTUAL_RANKS % recipe.dist.ranks:
         raise RecipeError(f"dist.ranks: got {recipe.dist.ranks}, expected a divisor of {VIRTUAL_RANKS}: 1, 2, 4 or 8")
     if len(set(recipe.seeds)) != len(recipe.seeds) or min(recipe.seeds) < 0 or max(recipe.seeds) >= 2**32:
         raise RecipeError(f"seeds: got {list(recipe.seeds)}, expected different numbers from 0 to 2^32 - 1")
+    check_model(recipe)
+    check_quantizer(recipe)
+    check_adaptation(recipe)
+    check_training(recipe)
+    if recipe.corpus.source == "jsonl" and not recipe.corpus.path:
+        raise RecipeError("corpus.source is jsonl but corpus.path is empty; set corpus.path=FILE")
+    if recipe.corpus.source == "embedded" and recipe.corpus.documents <= recipe.corpus.validation_documents:
+        raise RecipeError(
+            f"corpus.documents: got {recipe.corpus.documents}, expected more than "
+            f"corpus.validation_documents = {recipe.corpus.validation_documents}"
+        )
+
+
+def check_model(recipe: Recipe) -> None:
+    """The relations of the keys that shape the model."""
+    model, loop = recipe.model, recipe.loop
     if model.width % model.heads or model.heads % model.kv_heads:
         raise RecipeError(
             f"model: width {model.width}, heads {model.heads}, kv_heads {model.kv_heads}; "
@@ -227,13 +242,16 @@ def check(recipe: Recipe) -> None:
             f"loop: segment {loop.first} to {loop.last}, expected first ≤ last < model.layers = {model.layers}; "
             "set loop.extra_passes=0 for no recurrence"
         )
+
+
+def check_training(recipe: Recipe) -> None:
+    """The relations of the keys that training, calibration and scoring run by."""
+    train = recipe.train
     if train.sequence_length % recipe.eval.stride:
         raise RecipeError(
             f"eval.stride: got {recipe.eval.stride}, expected a divisor of train.sequence_length "
             f"= {train.sequence_length}"
         )
-    check_quantizer(recipe)
-    check_adaptation(recipe)
     if not train.seconds and not train.steps:
         raise RecipeError("train.seconds and train.steps are both 0, so training would never end; set one of them")
     if train.seconds and train.reserve_seconds >= train.seconds:
@@ -244,13 +262,6 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             f"calibration.batches: got {recipe.calibration.batches}, expected a multiple of {VIRTUAL_RANKS}, so that "
             "every rank collects equally many"
-        )
-    if recipe.corpus.source == "jsonl" and not recipe.corpus.path:
-        raise RecipeError("corpus.source is jsonl but corpus.path is empty; set corpus.path=FILE")
-    if recipe.corpus.source == "embedded" and recipe.corpus.documents <= recipe.corpus.validation_documents:
-        raise RecipeError(
-            f"corpus.documents: got {recipe.corpus.documents}, expected more than "
-            f"corpus.validation_documents = {recipe.corpus.validation_documents}"
         )
 
 
@@ -273,6 +284,12 @@ def check_quantizer(recipe: Recipe) -> None:
         raise RecipeError(
             f"gptq.target_bytes: got {gptq.target_bytes}, expected less than artifact.limit_bytes = {limit}, which the "
             "code counts toward too"
+        )
+    least = min(gptq.embed_k, gptq.attention_k or gptq.matrix_k, gptq.mlp_k or gptq.matrix_k)
+    if gptq.target_bytes and least < LEAST_K:
+        raise RecipeError(
+            f"gptq.target_bytes: got {gptq.target_bytes} with a clip k of {least:g}, expected {LEAST_K:g} or more of "
+            "every role: below that wider steps need not save bytes; raise that k, or set gptq.target_bytes=0"
         )
 
 

@@ -83,18 +83,18 @@ def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
         with log.phase("setup"):
             trained, sites = read_trained(layout.stage("train", seed))
         prepared = prepare(layout, recipe, seed, trained, log, data_digest=training["data_digest"])
-        lineage = {name: training[name] for name in ("recipe_digest", "training_digest")}
-        about = {"seed": seed, "train": lineage, "quantize": recipes.digest(recipe, stage="quantize")}
-        reasons = contamination.of_artifact(recipe)
-        metadata, material = about | {"contaminated": reasons}, prepared.submitted
+        weights, hessians = prepared.submitted.weights, prepared.submitted.hessians
+        metadata = submission.metadata(
+            recipe, seed=seed, trained_by=training["recipe_digest"], training_digest=training["training_digest"]
+        )
         with log.phase("quantize"):
-            made = submission.make(material.weights, material.hessians, sites, recipe, metadata=metadata, log=log.line)
+            made = submission.make(weights, hessians, sites, recipe, metadata=metadata, log=log.line)
             beside = write_beside(folder, prepared, sites, recipe, factor=made.factor)
         digest, size = seal(folder / "model.golf", made.model, metadata, recipe, log)
-        code, limit = source.packed_size(), recipe.artifact.limit_bytes
+        code = source.packed_size()
         metrics = {
             "seed": seed,
-            "recipe_digest": about["quantize"],
+            "recipe_digest": metadata["quantize"],
             "artifact_sha256": digest,
             "model_bytes": size,
             "code_bytes": code,
@@ -103,16 +103,22 @@ def quantize(layout: Layout, recipe: Recipe, seed: int) -> None:
             "parameters": training["parameters"],
             "codec": recipe.artifact.codec,
             "k_factor": made.factor,
-            "contaminated": reasons,
+            "contaminated": metadata["contaminated"],
         }
         write_json(folder / "metrics.json", metrics | prepared.fit | beside)
-        over = "over" if size + code > limit else "under"
-        log.line(
-            f"seed {seed}: model {size:,} bytes + code {code:,} = {size + code:,}, "
-            f"{abs(limit - size - code):,} {over} the limit"
-        )
-        if reasons:
-            log.line(contamination.warning(reasons))
+        tell_size(metrics, log)
+
+
+def tell_size(metrics: dict[str, Any], log: RunLog) -> None:
+    """The last lines of quantize's log: the bytes against the limit, and what is wrong with the artifact."""
+    total, limit = metrics["total_bytes"], metrics["limit_bytes"]
+    over = "over" if total > limit else "under"
+    log.line(
+        f"seed {metrics['seed']}: model {metrics['model_bytes']:,} bytes + code {metrics['code_bytes']:,} = {total:,}, "
+        f"{abs(limit - total):,} {over} the limit"
+    )
+    if metrics["contaminated"]:
+        log.line(contamination.warning(metrics["contaminated"]))
 
 
 def read_trained(folder: Path) -> tuple[Material, dict[str, str]]:
@@ -213,9 +219,22 @@ def report(metrics: dict[str, Any], log: RunLog) -> None:
 def submitted(path: Path, recipe: Recipe) -> tuple[GPT, dict[str, Any], str]:
     """The model in an artifact, its metadata and digest. Raises ArtifactError if it does not fit the recipe."""
     model, metadata = artifact.read(path)
+    check_metadata(metadata, path)
     gpt = GPT(recipe, seed=0)
     checkpoint.put(gpt, dequantize_model(model), where=path, why="artifact loaded")
     return gpt, metadata, sha256_file(path)
+
+
+def check_metadata(metadata: dict[str, Any], path: Path) -> None:
+    """What an artifact says of itself must have the form of `submission.metadata`: the file may come from anywhere."""
+    train, marks = metadata.get("train"), metadata.get("contaminated")
+    digests = [train.get("recipe_digest"), train.get("training_digest")] if isinstance(train, dict) else [None]
+    texts = [metadata.get("quantize"), *digests, *(marks if isinstance(marks, list) else [None])]
+    if not all(isinstance(text, str) for text in texts):
+        raise ArtifactError(
+            f"{path}: its metadata are not what quantize writes (seed, train, quantize, contaminated); run the stage "
+            "quantize again"
+        )
 
 
 def check_lineage(layout: Layout, seed: int, metadata: dict[str, Any], digest: str, dataset: DataSet) -> None:

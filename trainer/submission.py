@@ -1,9 +1,10 @@
 """The one way from trained weights to the model of a submission: quantized as the recipe says, and brought to its size.
 
-    made = make(weights, hessians, sites, recipe, metadata=metadata, log=log.line)
-    artifact.write(path, made.model, metadata=metadata, **packing(recipe))
+    about = metadata(recipe, seed=42, trained_by=digest_of_the_recipe, training_digest=digest_of_the_data)
+    made = make(weights, hessians, sites, recipe, metadata=about, log=log.line)
+    artifact.write(path, made.model, metadata=about, **packing(recipe))
 
-The stage quantize goes it, and the audit goes it again with what training left and the metadata of the sealed file.
+The stage quantize goes it; the audit makes metadata and numbers again from recipe, data and what training left.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from trainer import artifact, budget
+from trainer import artifact, budget, contamination
+from trainer import recipe as recipes
 from trainer.quantized import QuantizedModel
 from trainer.quantizer import quantize_model
 from trainer.settings import Recipe
@@ -24,6 +26,20 @@ class Made(NamedTuple):
 
     model: QuantizedModel
     factor: float
+
+
+def metadata(recipe: Recipe, *, seed: int, trained_by: str, training_digest: str) -> dict[str, Any]:
+    """All that an artifact says of itself: digests of what shaped it, and whether validation had a part in it.
+
+    `trained_by` is the digest of the recipe's keys that training read, `training_digest` that of its data. Nothing is
+    derived from validation data; what else is known of a run stands in its ledger.
+    """
+    return {
+        "seed": seed,
+        "train": {"recipe_digest": trained_by, "training_digest": training_digest},
+        "quantize": recipes.digest(recipe, stage="quantize"),
+        "contaminated": contamination.of_artifact(recipe),
+    }
 
 
 def make(

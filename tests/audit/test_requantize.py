@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from audit.splits import open_data
 from tests.audit import toyruns
 from tests.audit.toyruns import Edit, at, indices, named, row, with_facts, with_row
 from tests.toy import toy_recipe
-from trainer import checkpoint
+from trainer import artifact, checkpoint
 
 SETTINGS = {
     "corpus__documents": 90,
@@ -73,7 +74,22 @@ def test_an_artifact_with_every_option_comes_out_bit_for_bit(honest: Path, tmp_p
     assert 18_000 < (run / ARTIFACT).stat().st_size <= 19_000
     found = check(run, **OPTIONS)
     assert (found.differing, found.mismatches, found.reason) == (0, (), "")
-    assert check(run, **(OPTIONS | {"gptq__target_bytes": 17_000})).differing > 0.1 * found.numbers
+    larger = check(run, **(OPTIONS | {"gptq__target_bytes": 17_000}))
+    assert any("gptq.target_bytes is 17,000" in one.detail for one in larger.mismatches)
+    # On another machine sums come out otherwise in their last digits: that moves a few codes, and must move no more.
+    tensors, about = checkpoint.load(run / TRAINED / "hessians.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    noise = {site: torch.randn(h.shape, generator=generator) for site, h in tensors.items()}
+    moved = {site: h * (1 + 1e-5 * (noise[site] + noise[site].T)) for site, h in tensors.items()}
+    checkpoint.save(run / TRAINED / "hessians.safetensors", moved, about)
+    assert 0 < check(run, **OPTIONS).differing < 0.005 * found.numbers
+    # Another factor than the one that quantize wrote down gives other codes.
+    metrics = run / "quantize/1/metrics.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"k_factor": 1.5}))
+    assert check(run, **OPTIONS).differing > 0.1 * found.numbers
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"k_factor": "1"}))
+    with pytest.raises(RunError, match="k_factor '1', expected a number up to 64"):
+        check(run, **OPTIONS)
 
 
 def without_quantize(honest: Path, tmp_path: Path) -> Path:
@@ -96,8 +112,31 @@ def test_what_the_quantizer_saw_besides_shows(honest: Path, tmp_path: Path, sett
         return at(named(records, "artifact")[0], lambda record: with_facts(record, sha256=digest))(records)
 
     found = check(run, toyruns.forge(honest, tmp_path / "forged", quantize=noted))
-    assert kinds(found) == [("quantize", "artifact")]
+    # What it says of itself, and its numbers.
+    assert kinds(found) == [("quantize", "artifact")] * 2
     assert found.differing > 0.1 * found.numbers
+
+
+def with_metadata(run: Path, metadata: dict[str, Any]) -> None:
+    """Seal the same model again, saying something else, with a ledger that tells of that file."""
+    model, _ = artifact.read(run / ARTIFACT)
+    artifact.write(run / ARTIFACT, model, metadata=metadata, quality=1)
+
+
+@pytest.mark.parametrize("change", [{"payload": "x" * 3000}, {"contaminated": ["none"]}, {"seed": 2}, {"train": {}}])
+def test_an_artifact_says_nothing_but_what_recipe_and_data_give(
+    honest: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Metadata are made again too, so nothing can be told in them: not a mark that is gone, not a payload."""
+    run = tmp_path / "run"
+    shutil.copytree(honest, run)
+    with_metadata(run, artifact.read(run / ARTIFACT)[1] | change)
+    digest = sha256_file(run / ARTIFACT, remedy="")
+    noted = lambda rs: at(named(rs, "artifact")[0], lambda r: with_facts(r, sha256=digest))(rs)  # noqa: E731
+    found = check(run, toyruns.forge(honest, tmp_path / "forged", quantize=noted))
+    assert (kinds(found), found.differing) == ([("quantize", "artifact")], 0)
+    assert next(iter(change)) in found.mismatches[0].detail
+    assert "xxx" not in found.mismatches[0].detail
 
 
 def other_state(records: list[Any]) -> list[Any]:

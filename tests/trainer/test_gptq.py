@@ -14,7 +14,7 @@ import torch
 from hypothesis import example, given
 from torch import Tensor
 
-from tests.oracles import plain_gptq, surgeon
+from tests.oracles import plain_gptq, quantize, surgeon
 from tests.trainer.matrices import hessian as correlated
 from tests.trainer.matrices import loss, weights
 from trainer import gptq
@@ -112,7 +112,7 @@ def test_uncorrelated_inputs_leave_plain_rounding(seed: int, bits: int, block: i
     generator = torch.Generator().manual_seed(seed)
     weight, diagonal = torch.randn(4, 20, generator=generator), torch.rand(20, generator=generator) + 0.1
     scales = row_scales(weight, bits=bits, k=4.0)
-    codes = gptq.quantize(weight, torch.diag(diagonal), scales, bits=bits, damping=0.01, block=block)
+    codes = quantize(weight, torch.diag(diagonal), scales, bits=bits, damping=0.01, block=block)
     assert torch.equal(codes, round_codes(weight, scales, bits=bits))
 
 
@@ -123,7 +123,7 @@ def test_codes_stay_within_their_bits(weight: Tensor, bits: int, k: float, seed:
     """However large a weight or the error that is pushed on, no code leaves ±q_max; rows of zeros get zeros."""
     scales = row_scales(weight, bits=bits, k=k)
     hessian = correlated(weight.shape[1], seed=seed)
-    codes = gptq.quantize(weight, hessian, scales, bits=bits, damping=0.01, block=8)
+    codes = quantize(weight, hessian, scales, bits=bits, damping=0.01, block=8)
     assert int(codes.int().abs().max()) <= q_max(bits)
     assert not codes[(weight == 0).all(dim=1)].any()
 
@@ -345,7 +345,7 @@ def test_finite_numbers_whose_sum_is_infinite_are_taken() -> None:
     """What fp32 can't add up may still be finite: it is looked at number by number, and quantized."""
     weight = torch.full((3, 4), 3e38)
     scales = torch.full((3,), 65504.0).half()
-    codes = gptq.quantize(weight, torch.eye(4), scales, bits=6, damping=0.01, block=2)
+    codes = quantize(weight, torch.eye(4), scales, bits=6, damping=0.01, block=2)
     assert torch.equal(codes, torch.full((3, 4), 31, dtype=torch.int8))
 
 

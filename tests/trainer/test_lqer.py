@@ -8,9 +8,9 @@ import torch
 from hypothesis import example, given
 from torch import Tensor
 
+from tests.oracles import quantize
 from tests.trainer.matrices import hessian, loss
 from trainer.clipping import row_scales
-from trainer.gptq import quantize
 from trainer.lqer import corrected, low_rank
 from trainer.quantized import Correction, QuantizedMatrix, dequantize_matrix
 
