@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -55,6 +55,10 @@ class _Probe:
     estimate: float
 
 
+Packed = dict[float, tuple[float, int]]
+"""Factor → estimate and bytes of a model that was packed, in the order of the packs."""
+
+
 def lowest_factor(names: Iterable[str], settings: Gptq) -> float:
     """The least factor on the clips of these matrices: it brings the narrowest to LEAST_K, or leaves it as it is."""
     return min(1.0, LEAST_K / min(coding(name, settings).k for name in names))
@@ -74,20 +78,7 @@ def fit(
     steps that `lowest` allows the file may stay far below the target; that is said and taken. Raises ArtifactError for
     a target that not even the coarsest steps reach.
     """
-    best: Fitted | None = None
-    packed: dict[float, tuple[float, int]] = {}  # factor → estimate and bytes, in the order of the packs
-    probe = _probe(quantize, 1.0)
-    while not _enough(best, packed, target=target, lowest=lowest):
-        probe = _seek(quantize, probe, _wanted(packed.values(), target), lowest)
-        if probe.factor in packed:
-            if best is not None:
-                break
-            probe = _probe(quantize, HIGHEST_FACTOR)
-        size = pack(probe.model)
-        packed[probe.factor] = probe.estimate, size
-        log(f"k x {probe.factor:.4f}: {size:,} bytes, {abs(target - size):,} {'over' if size > target else 'under'}")
-        if size <= target and (best is None or size > best.bytes):
-            best = Fitted(probe.factor, probe.model, size, 0)
+    best, packed = _search(quantize, pack, target=target, lowest=lowest, log=log)
     if best is None:
         raise ArtifactError(
             f"gptq.target_bytes: the file has {packed[HIGHEST_FACTOR][1]:,} bytes with the coarsest steps tried "
@@ -98,11 +89,37 @@ def fit(
     return dataclasses.replace(best, packs=len(packed))
 
 
-def _enough(best: Fitted | None, packed: Collection[float], *, target: int, lowest: float) -> bool:
-    """Whether no more is packed: near enough, often enough, or at an end of what may be tried."""
+def _search(
+    quantize: Callable[[float], QuantizedModel],
+    pack: Callable[[QuantizedModel], int],
+    *,
+    target: int,
+    lowest: float,
+    log: Callable[[str], None],
+) -> tuple[Fitted | None, Packed]:
+    """The largest file that is at most `target`, if there is one, and all that were packed."""
+    best: Fitted | None = None
+    packed: Packed = {}
+    probe = _probe(quantize, 1.0)
+    while not _enough(best, packed, target=target):
+        probe = _seek(quantize, probe, _wanted(packed.values(), target), lowest)
+        if probe.factor in packed:
+            if best is not None:
+                break
+            probe = _probe(quantize, HIGHEST_FACTOR)
+        size = pack(probe.model)
+        packed[probe.factor] = probe.estimate, size
+        log(f"k x {probe.factor:.4f}: {size:,} bytes, {abs(target - size):,} {'over' if size > target else 'under'}")
+        if size <= target and (best is None or size > best.bytes):
+            best = Fitted(probe.factor, probe.model, size, len(packed))
+    return best, packed
+
+
+def _enough(best: Fitted | None, packed: Packed, *, target: int) -> bool:
+    """Whether no more is packed: near enough, often enough, or with the coarsest steps still too large."""
     if best is None:
         return HIGHEST_FACTOR in packed
-    return target - best.bytes <= NEAR * target or len(packed) >= MOST_PACKS or best.factor == lowest
+    return target - best.bytes <= NEAR * target or len(packed) >= MOST_PACKS
 
 
 def _wanted(packed: Iterable[tuple[float, int]], target: int) -> float:

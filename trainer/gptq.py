@@ -39,7 +39,8 @@ MAX_DAMPING = 1.0
 MAX_STEPS = 2.0**100
 """Weights beyond this many steps count as this many, so that no sum of losses overflows fp32."""
 ROWS = 4096
-"""Rows that go through the loop together on a CPU, or one stack if that has more: few enough for a core's cache, and for work on every core."""
+"""Rows that go through the loop together on a CPU, unless one stack has more: few enough for a core's cache, and for
+work on every core."""
 LEAD = 128
 """Columns that Cholesky eliminates in float64: at 2,048 columns the factor is off by a fifteenth of fp32's error."""
 

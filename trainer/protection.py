@@ -18,8 +18,13 @@ from trainer.quantized import Protected
 
 
 def groups(columns: int, *, width: int) -> list[range]:
-    """The columns in groups of `width`; what is left at the end joins the last of them, up to 2·width - 1 columns."""
-    starts = list(range(0, columns - width + 1, width)) or [0]
+    """The columns in groups of `width`; what is left at the end joins the last of them, up to 2·width - 1 columns.
+
+    Where that would be a single group with all columns, which no file may hold, what is left stays out of it.
+    """
+    starts = list(range(0, columns - width + 1, width))
+    if len(starts) < 2:
+        return [range(min(width, columns))]
     return [range(start, end) for start, end in zip(starts, [*starts[1:], columns], strict=True)]
 
 

@@ -16,7 +16,6 @@ from tests.trainer.matrices import SITES, E, model, parts
 from trainer import artifact
 from trainer.budget import (
     HIGHEST_FACTOR,
-    LEAST_K,
     MOST_PACKS,
     NEAR,
     Fitted,
@@ -29,7 +28,7 @@ from trainer.clipping import round_codes, row_scales
 from trainer.errors import ArtifactError
 from trainer.quantized import Protected, QuantizedMatrix, QuantizedModel, dequantize
 from trainer.quantizer import quantize_model
-from trainer.settings import Gptq
+from trainer.settings import LEAST_K, Gptq
 
 OPTIONS = {"protect_groups": 1, "protect_width": 16, "lqer_matrices": 2, "mlp_k": 10.0}
 
@@ -86,17 +85,19 @@ def test_no_target_and_no_coder_lead_over_it(share: float, rate: float, beside: 
     """A coder that misses the entropy by a rate, by bytes beside and by noise: never over, near where noise allows."""
     quantize = gaussian()
     tried: list[int] = []
+    scales = set()
 
     def pack(quantized: QuantizedModel) -> int:
         # Noise that is no function of size: the bytes of two factors close by are not in their order.
         jitter = noise * math.sin(1e4 * float(quantized.matrices["w"].scales.double().sum()))
+        scales.add(float(quantized.matrices["w"].scales.double().sum()))
         tried.append(int((rate + jitter) * estimated_bytes(quantized)) + beside)
         return tried[-1]
 
     target = int(share * estimated_bytes(quantize(1.0))) + beside
     found = fit(quantize, pack, target=target, lowest=0.25, log=lambda line: None)
     assert found.bytes == max(size for size in tried if size <= target) <= target
-    assert found.packs == len(tried)
+    assert found.packs == len(tried) == len(scales), "nothing is packed twice"
     if not noise:
         assert found.packs <= MOST_PACKS
         assert target - found.bytes <= NEAR * target
@@ -129,7 +130,7 @@ def test_a_model_that_stays_small_is_taken_with_its_finest_steps() -> None:
 
 def test_a_target_that_only_an_empty_model_reaches_is_refused() -> None:
     """Bytes that do not go away with the codes are more than the target: an error with both numbers."""
-    with pytest.raises(ArtifactError, match=r"has 5,0\d\d bytes with every code 0, expected at most 4,900"):
+    with pytest.raises(ArtifactError, match=r"has 5,0\d\d bytes with the coarsest steps tried \(k x 64\), expect"):
         fit(
             gaussian(),
             lambda m: round(estimated_bytes(m)) + 5000,
@@ -137,7 +138,42 @@ def test_a_target_that_only_an_empty_model_reaches_is_refused() -> None:
             lowest=0.5,
             log=lambda line: None,
         )
-    assert not gaussian()(HIGHEST_FACTOR).matrices["w"].codes.any(), "the highest factor is what the message says"
+    assert not gaussian()(HIGHEST_FACTOR).matrices["w"].codes.any(), "without outliers those leave nothing"
+
+
+@pytest.mark.parametrize("coarsest", [5000, 7000])
+def test_no_factor_is_packed_twice(coarsest: int) -> None:
+    """Bytes that rise with k: once the search comes back to where it was, the coarsest steps are the last hope."""
+    sizes: dict[float, int] = {}
+
+    def pack(quantized: QuantizedModel) -> int:
+        scale = float(quantized.matrices["w"].scales[0])
+        assert scale not in sizes, "packed twice"
+        sizes[scale] = coarsest if scale == top else 9000
+        return sizes[scale]
+
+    quantize = clipped()
+    top = float(quantize(HIGHEST_FACTOR).matrices["w"].scales[0])
+    if coarsest <= 6000:
+        found = fit(quantize, pack, target=6000, lowest=1.0, log=lambda line: None)
+        assert (found.factor, found.bytes) == (HIGHEST_FACTOR, coarsest)
+    else:
+        with pytest.raises(ArtifactError, match=r"7,000 bytes with the coarsest steps tried \(k x 64\), expected at m"):
+            fit(quantize, pack, target=6000, lowest=1.0, log=lambda line: None)
+    assert max(sizes) == top
+    assert len(sizes) <= MOST_PACKS
+
+
+def clipped() -> Callable[[float], QuantizedModel]:
+    """One with clips so narrow that wider steps bring codes away from ±q_max: its entropy rises with k."""
+    weight = torch.randn(16, 2500, generator=torch.Generator().manual_seed(0))
+
+    def quantize(factor: float) -> QuantizedModel:
+        scales = row_scales(weight, bits=6, k=0.05 * factor)
+        return QuantizedModel({"w": QuantizedMatrix(round_codes(weight, scales, bits=6), scales, 6)}, {})
+
+    assert not 0.05 * HIGHEST_FACTOR > LEAST_K
+    return quantize
 
 
 def test_no_clip_is_brought_below_the_least() -> None:

@@ -16,6 +16,7 @@ from trainer.clipping import row_clips, row_scales
 from trainer.errors import ArtifactError
 from trainer.gptq import Problem, solve
 from trainer.model import GPT
+from trainer.protection import protect
 from trainer.quantized import dequantize_model, q_max
 from trainer.quantizer import Coding, coding, quantize_model
 from trainer.settings import Gptq
@@ -106,6 +107,18 @@ def test_roles_and_factor_reach_the_solver() -> None:
     )
 
 
+def test_protected_columns_have_the_clips_of_their_rows() -> None:
+    """Hessian-aware clips, times the factor, are those of the finer codes too: k alone gives other scales."""
+    state, hessians = model(scale=2)
+    settings = Gptq(matrix_bits=4, matrix_k=8.0, hessian_clip=0.5, protect_groups=1, protect_width=16)
+    quantized = quantize_model(state, hessians, SITES, settings, factor=1.5)
+    ((name, own),) = [(n, m.protected) for n, m in quantized.matrices.items() if m.protected is not None]
+    columns = range(own.start, own.start + own.width)
+    clips = row_clips(state[name], hessians[SITES[name]], k=12.0, share=0.5)
+    assert torch.equal(own.scales, protect(state[name], columns, bits=8, k=clips).scales)
+    assert not torch.equal(own.scales, protect(state[name], columns, bits=8, k=12.0).scales), "the control"
+
+
 @given(st.integers(0, 2**31 - 1), st.sampled_from([Gptq(), EVERYTHING]), st.floats(0.1, 50))
 @example(0, EVERYTHING, 1.0)
 def test_a_model_decodes_to_its_shapes(seed: int, settings: Gptq, factor: float) -> None:
@@ -162,7 +175,7 @@ def test_every_option_changes_the_model() -> None:
     elsewhere = {"calibration", "target_bytes", "block"}
     idle = {"protect_width", "protect_bits", "lqer_rank", "lqer_group"}
     plain = parts(quantize_model(state, hessians, SITES, Gptq(damping=0.03)))
-    on = dataclasses.replace(Gptq(), protect_groups=1, protect_width=4, lqer_matrices=1, lqer_rank=2, lqer_group=8)
+    on = dataclasses.replace(Gptq(), protect_groups=1, protect_width=5, lqer_matrices=1, lqer_rank=2, lqer_group=8)
     both = parts(quantize_model(state, hessians, SITES, on))
     for field in dataclasses.fields(Gptq):
         if field.name in elsewhere:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from trainer import recipe as recipes
 from trainer.errors import DataError, RecipeError
-from trainer.settings import SCALES, STAGES, TTT_PARTS
+from trainer.settings import LEAST_K, SCALES, STAGES, TTT_PARTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -164,6 +164,7 @@ def test_an_explicit_value_wins_over_the_scale() -> None:
         ("ttt.mode=", "expected none or prequant"),
         ("gptq.calibration=validation", "expected train or val or self"),
         ("gptq.mlp_bits=1", "expected 2 to 8, or 0 for gptq.matrix_bits = 6"),
+        ("gptq.protect_width=7", "expected at least 8"),
         ("gptq.damping_by=median", "expected mean or diagonal"),
         ("gptq.target_bytes=16000000", "expected less than artifact.limit_bytes = 16000000"),
         ("artifact.codec=lzma", "expected brotli or ans"),
@@ -276,6 +277,24 @@ def test_keys_of_an_option_are_held_to_the_model(key: str, value: str, switch: s
     with pytest.raises(RecipeError, match=rf"gptq\.{key}: got {value}, {said}"):
         recipes.resolve(flat | {f"gptq.{switch}": "1"})
     recipes.resolve(flat)
+
+
+@pytest.mark.parametrize(
+    "narrow", [{"matrix_k": "5.9"}, {"embed_k": "5.9"}, {"attention_k": "5.9"}, {"mlp_k": "5.9", "matrix_k": "20"}]
+)
+def test_a_size_to_reach_needs_clips_that_wider_steps_make_smaller(narrow: dict[str, str]) -> None:
+    """A role's clip below LEAST_K is refused where target_bytes is on, and is what was asked for where it is off."""
+    flat = {"scale": "cpu"} | {f"gptq.{key}": value for key, value in narrow.items()}
+    recipes.resolve(flat)
+    with pytest.raises(RecipeError, match=r"^gptq\.target_bytes: got 9000 with a clip k of 5\.9, expected 6 or more "):
+        recipes.resolve(flat | {"gptq.target_bytes": "9000"})
+    assert LEAST_K == 6.0
+
+
+def test_a_clip_that_no_role_has_is_not_held_against_a_size() -> None:
+    """matrix_k lies idle where attention and MLP have clips of their own; LEAST_K itself is wide enough."""
+    flat = {"gptq.matrix_k": "1", "gptq.attention_k": "6", "gptq.mlp_k": "6", "gptq.embed_k": "6"}
+    recipes.resolve({"scale": "cpu", "gptq.target_bytes": "9000"} | flat)
 
 
 def test_nothing_that_touches_validation_is_a_key_of_training() -> None:
