@@ -113,6 +113,8 @@ def _table(quantized: QuantizedModel) -> list[Entry]:
     for name, m in quantized.matrices.items():
         if name in quantized.vectors:
             raise ArtifactError(f"{quoted(name)}: the name of a matrix and of a vector, expected one of them")
+        if not m.bits:
+            raise ArtifactError(f"{quoted(name)}: a matrix with codes of 0 bits, expected 2 to 8")
         own, mend = m.protected, m.correction
         protection = Protection(own.start, own.width, own.bits) if own else None
         low_rank = LowRank(mend.left.shape[-1], mend.group) if mend else None

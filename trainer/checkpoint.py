@@ -17,7 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from trainer.errors import ArtifactError
+from trainer.errors import ArtifactError, quoted
 from trainer.files import atomic
 
 _ENTRY = "golf"
@@ -58,7 +58,7 @@ def put(model: nn.Module, state: Mapping[str, Tensor], *, where: Path, why: str)
     if differing := sorted(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n)):
         name = differing[0]
         raise ArtifactError(
-            f"{where} does not fit the recipe: {name} is {shapes.get(name, 'missing')}, expected "
+            f"{where} does not fit the recipe: {quoted(name)} is {shapes.get(name, 'missing')}, expected "
             f"{wanted.get(name, 'none')}, and {len(differing) - 1} more; use the recipe it was trained with"
         )
     model.load_state_dict(state)

@@ -143,7 +143,7 @@ def unseal(data: bytes) -> Content:
     end = len(data) - _DIGEST_BYTES
     if hashlib.sha256(memoryview(data)[:end]).digest() != data[end:]:
         raise ArtifactError("artifact: content and SHA-256 differ, so it was damaged or cut; run quantize again")
-    if size > MAX_HEADER_BYTES or (version > 1 and stored > size):
+    if size > MAX_HEADER_BYTES or stored > (size if version > 1 else _most_stored(size)):
         raise ArtifactError(
             f"header: {size} bytes promised, {stored} stored, expected at most {MAX_HEADER_BYTES} and no more stored"
         )
@@ -201,7 +201,10 @@ def _check_entry(entry: Entry) -> None:
 
 
 def _row(entry: Entry) -> bytes:
-    name, dimensions = entry.name.encode("utf-8"), len(entry.shape)
+    try:
+        name, dimensions = entry.name.encode("utf-8"), len(entry.shape)
+    except UnicodeEncodeError:
+        raise ArtifactError(f"{quoted(entry.name)}: half of a surrogate pair, expected a name in UTF-8") from None
     if len(name) > MAX_NAME_BYTES:
         raise ArtifactError(f"{quoted(entry.name)}: {len(name)} bytes, expected a name of at most {MAX_NAME_BYTES}")
     row = struct.pack(f"<B{len(name)}sBB{dimensions}I", len(name), name, entry.bits, dimensions, *entry.shape)
@@ -254,12 +257,19 @@ def _parse_directory(cursor: _Cursor, table: Sequence[Entry], version: int) -> l
             sizes[:-2] = [0]
         elif codec not in (RAW, BROTLI):
             raise ArtifactError(f"header: {what} has codec {codec}, expected {RAW}, {BROTLI}, or {ANS} for all codes")
+        elif version == 1 and stored > _most_stored(size):
+            raise ArtifactError(f"header: {what} has {stored} bytes for {size}, which brotli never takes")
         elif version > 1 and not (stored < size if codec == BROTLI else stored == size):
             raise ArtifactError(
                 f"header: {what} has {stored} bytes for {size} by codec {codec}, expected {BROTLI} for less, else {RAW}"
             )
         found.append((codec, stored))
     return found
+
+
+def _most_stored(size: int) -> int:
+    """More than brotli takes for incompressible bytes: what a stream of version 1, which is always brotli, may have."""
+    return size + size // 1000 + 64
 
 
 def _canonical(metadata: Mapping[str, Any]) -> bytes:

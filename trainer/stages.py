@@ -24,7 +24,7 @@ from trainer import artifact, calibration, checkpoint, contamination, source, su
 from trainer import recipe as recipes
 from trainer.data import DataSet
 from trainer.distributed import world
-from trainer.errors import ArtifactError, DataError, ResourceError
+from trainer.errors import ArtifactError, DataError, ResourceError, quoted
 from trainer.evaluation import Evaluation, score_label
 from trainer.files import sha256_file, write_json
 from trainer.identity import announced
@@ -174,9 +174,9 @@ def check_same(written: QuantizedModel, read: QuantizedModel) -> None:
     """What was read back from disk must be what was written, tensor by tensor."""
     before, after = dequantize_model(written), dequantize_model(read)
     equal = {name for name in before.keys() & after.keys() if torch.equal(before[name], after[name])}
-    differing = sorted((before.keys() | after.keys()) - equal)
-    if differing:
-        raise ArtifactError(f"the artifact reads back differently in {', '.join(differing)}; don't use it")
+    if differing := sorted((before.keys() | after.keys()) - equal):
+        names = ", ".join(map(quoted, differing[:4]))
+        raise ArtifactError(f"the artifact reads back differently in {names}; don't use it")
 
 
 def evaluate(layout: Layout, recipe: Recipe, seed: int) -> None:

@@ -280,3 +280,10 @@ def test_the_bytes_stay_as_they_are() -> None:
     data = ans.encode(many, [plane_of(many[0], 31), plane_of(many[1], 127)])
     assert data[1] == 128
     assert hashlib.sha256(data).hexdigest() == DIGEST
+
+
+@given(st.lists(st.integers(0, 2**43 - 1), min_size=1, max_size=40))
+@example([127 * 65536 * 400, *[0] * 16_399])
+def test_squares_are_summed_exactly(sums: list[int]) -> None:
+    """What int64 can't hold, a dominant column of a large plane, is what integers without bounds give."""
+    assert ans._squares(np.array(sums, np.int64)) == sum(s * s for s in sums)

@@ -263,6 +263,8 @@ def other(of: QuantizedMatrix, **changes: Any) -> dict[str, QuantizedMatrix]:
         ({}, {"v": torch.ones(2)}, "'v': numbers torch.float32"),
         ({}, {"v": torch.tensor([math.nan], dtype=torch.float16)}, "'v': an fp16 number is NaN"),
         ({}, {"v" * 256: vector((1,), seed=0)}, "256 bytes, expected a name of at most 255"),
+        ({"a": QuantizedMatrix(W.codes, W.scales, 0)}, {}, "'a': a matrix with codes of 0 bits, expected 2 to 8"),
+        ({}, {"v\ud800": vector((1,), seed=0)}, "half of a surrogate pair, expected a name in UTF-8"),
         ({}, {"v": torch.ones(1).half().expand(1 << 33)}, "take 17179869184 bytes, the limit is 67108864"),
     ],
 )

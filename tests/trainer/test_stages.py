@@ -104,6 +104,18 @@ def test_an_artifact_of_another_recipe_is_refused(layout: Layout) -> None:
         stages.evaluate(layout, toy_recipe(model__layers=4), SEED)
 
 
+def test_names_of_an_artifact_from_anywhere_stay_on_one_short_line(layout: Layout) -> None:
+    """Neither a line break, nor a terminal's escape, nor 255 bytes get into a message."""
+    path = layout.stage("quantize", SEED) / "model.golf"
+    written, facts = artifact.read(path)
+    vectors = {**written.vectors, "A\nb\x1b[31m" + "x" * 240: written.vectors["skip_gates"]}
+    artifact.write(path, QuantizedModel(written.matrices, vectors), metadata=facts, quality=1)
+    with pytest.raises(ArtifactError, match="does not fit the recipe") as caught:
+        stages.submitted(path, toy_recipe())
+    assert str(caught.value).isprintable()
+    assert "xxxxxxxxxxxxxxxxxxxxx" not in str(caught.value)
+
+
 def test_data_that_the_model_was_not_trained_with_is_refused(layout: Layout) -> None:
     """Another data.json under the same name, say one whose validation is easier, gives no score."""
     data = layout.data.resolve()
@@ -154,11 +166,11 @@ def test_what_is_read_back_must_be_what_was_written(layout: Layout) -> None:
     stages.check_same(written, written)
     missing = QuantizedModel(written.matrices, {k: v for k, v in written.vectors.items() if k != "skip_gates"})
     for one, other in ((written, missing), (missing, written)):
-        with pytest.raises(ArtifactError, match="reads back differently in skip_gates"):
+        with pytest.raises(ArtifactError, match="reads back differently in 'skip_gates'"):
             stages.check_same(one, other)
     changed = {name: vector.clone() for name, vector in written.vectors.items()}
     changed["skip_weights"][0, 0] += 1
-    with pytest.raises(ArtifactError, match="reads back differently in skip_weights"):
+    with pytest.raises(ArtifactError, match="reads back differently in 'skip_weights'"):
         stages.check_same(written, QuantizedModel(written.matrices, changed))
 
 
