@@ -89,7 +89,8 @@ def run(folder: Path, *, steps: int, codec: str, threads: int) -> dict[str, Any]
     model = quantize_model(state, hessians, json.loads(about["sites"]), settings.gptq)
     now = timed("quantize", now)
     path = folder / "model.golf"
-    model_bytes = artifact.write(path, model, metadata={"seed": 1}, **submission.packing(settings))
+    about = submission.metadata(settings, seed=1, trained_by="sha256:none", training_digest=data.training_digest)
+    model_bytes = artifact.write(path, model, metadata=about, **submission.packing(settings))
     now = timed("pack", now)
     check_same(model, artifact.read(path)[0])
     now = timed("read back", now)

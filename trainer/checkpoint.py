@@ -21,6 +21,8 @@ from trainer.errors import ArtifactError, quoted
 from trainer.files import atomic
 
 _ENTRY = "golf"
+_SHOWN = 3
+"""Most tensors that an error names."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -56,10 +58,11 @@ def put(model: nn.Module, state: Mapping[str, Tensor], *, where: Path, why: str)
     shapes = {name: list(tensor.shape) for name, tensor in state.items()}
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     if differing := sorted(n for n in shapes.keys() | wanted.keys() if shapes.get(n) != wanted.get(n)):
-        name = differing[0]
-        raise ArtifactError(
-            f"{where} does not fit the recipe: {quoted(name)} is {shapes.get(name, 'missing')}, expected "
-            f"{wanted.get(name, 'none')}, and {len(differing) - 1} more; use the recipe it was trained with"
-        )
+        shown = [
+            f"{quoted(n)} is {shapes.get(n, 'missing')}, expected {wanted.get(n, 'none')}" for n in differing[:_SHOWN]
+        ]
+        if len(differing) > _SHOWN:
+            shown.append(f"{len(differing) - _SHOWN} more")
+        raise ArtifactError(f"{where} does not fit the recipe: {'; '.join(shown)}; use the recipe it was trained with")
     model.load_state_dict(state)
     sys.audit("golf.weights", why)

@@ -95,7 +95,7 @@ def read(parts: list[Part], states: States) -> None:
     raw = {bounds: topped([2**15 // (bounds[1] - bounds[0] + 1)] * (bounds[1] - bounds[0] + 1)) for bounds in groups}
     for ranges in rounds(parts):
         tables: dict[tuple[Bounds, int], list[int]] = {}
-        seen = []
+        seen: list[tuple[tuple[Bounds, int], int]] = []
         for part, start, end in ranges:
             relative, rows = columns(part, start), range(start, end)
             keys = [

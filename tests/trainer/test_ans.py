@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 
+from tests.trainer import plain_ans
 from trainer import ans, prediction
 from trainer.ans import Plane
 from trainer.errors import ArtifactError
@@ -282,8 +283,21 @@ def test_the_bytes_stay_as_they_are() -> None:
     assert hashlib.sha256(data).hexdigest() == DIGEST
 
 
-@given(st.lists(st.integers(0, 2**43 - 1), min_size=1, max_size=40))
-@example([127 * 65536 * 400, *[0] * 16_399])
-def test_squares_are_summed_exactly(sums: list[int]) -> None:
-    """What int64 can't hold, a dominant column of a large plane, is what integers without bounds give."""
-    assert ans._squares(np.array(sums, np.int64)) == sum(s * s for s in sums)
+def columns_of(sums: list[int], rows: int) -> tuple[list[int], list[int]]:
+    """Each column's mean |code| over the part's after that many rows, by the coder and by plain Python."""
+    part = ans._Part(np.broadcast_to(np.int8(0), (rows, len(sums))), -127, 127, np.zeros(1, np.int64))
+    known = ans._Contexts([part])
+    known.sums[0] = np.array(sums, np.int64)
+    plain = plain_ans.Part(rows, len(sums), (-127, 127), [0], sums=sums)
+    return known._relative(0, rows).tolist(), plain_ans.columns(plain, rows)
+
+
+@given(st.lists(st.integers(0, 128 << 36), min_size=1, max_size=40), st.integers(1, ans.MAX_LENGTH))
+@example([0, 127 * 400 * 65536, *[0] * 16_398], 400)
+@example([0, 127 * 560 * 21845, *[0] * 16_398], 560)
+@example([128 << 36] * 1023 + [0], ans.MAX_LENGTH)
+@example([128 << 26] * (ans.MAX_LENGTH - 1) + [0], 1 << 10)
+def test_columns_are_compared_in_integers_without_bounds(sums: list[int], rows: int) -> None:
+    """The largest sums that planes can give, whose squares pass 2^63, say of columns what docs/artifact.md says."""
+    found, expected = columns_of(sums, rows)
+    assert found == expected

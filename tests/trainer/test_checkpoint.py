@@ -165,3 +165,28 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         checkpoint.save(path, {"a": torch.ones(1)}, {})
     assert checkpoint.load(path)[0]["a"].tolist() == [0]
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_names_that_do_not_fit_stay_on_one_short_line(tmp_path: Path) -> None:
+    """Of four names of a hostile file the first three are shown, shortened and escaped, and the others counted."""
+    model, hostile = torch.nn.Linear(2, 1, bias=False), ["A\nb\x1b[31m" + "x" * 240, "B", "C", "D", "E"]
+    for count, last in ((3, "'B' is [1], expected none"), (4, "1 more"), (6, "3 more")):
+        state = {"weight": torch.ones(3)} | {name: torch.ones(1) for name in hostile[: count - 1]}
+        with pytest.raises(ArtifactError) as caught:
+            checkpoint.put(model, state, where=tmp_path / "x", why="test")
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path / 'x'} does not fit the recipe: 'A\\nb\\x1b[31mxxxx")
+        assert message.isprintable()
+        assert len(message) < len(str(tmp_path)) + 250
+        assert ("more" in message) is (count > 3)
+        assert last in message
+        assert "'D'" not in message
+
+
+def test_what_fits_is_put_and_announced(tmp_path: Path) -> None:
+    """The control: a state of the model's own names and shapes becomes its weights."""
+    model = torch.nn.Linear(2, 1, bias=False)
+    checkpoint.put(model, {"weight": torch.tensor([[3.0, 4.0]])}, where=tmp_path, why="test")
+    assert model.weight.tolist() == [[3.0, 4.0]]
+    with pytest.raises(ArtifactError, match=r"'weight' is missing, expected \[1, 2\]; use the recipe"):
+        checkpoint.put(model, {}, where=tmp_path, why="test")
